@@ -1,0 +1,1 @@
+"""Configuration: frozen Structs (`schema`), TOML + overlays + --set (`load`), cross-field rules (`checks`)."""

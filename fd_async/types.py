@@ -1,0 +1,248 @@
+"""The values that rooms exchange. No torch, no I/O, no behaviour beyond derived properties.
+
+Suffixes: _P prompt, _G group, _T token, _K top-K, _V vocabulary. Positions in `completion_ids` count from 0 at
+the first token after the prompt and include tool output.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from msgspec import Struct, field
+
+Purpose = Literal["train", "eval"]
+
+VerdictKind = Literal[
+    "proved",
+    "failed",
+    "sorry",
+    "axiom",
+    "statement_changed",
+    "forbidden",
+    "unsupported",
+    "timeout",
+    "out_of_memory",
+    "crash",
+    "infrastructure",
+    "missing",
+]
+"""`missing`: the rollout never wrote a file. `infrastructure` says nothing about the proof and is never a reward."""
+
+EndReason = Literal["solved", "token_budget", "turn_budget", "stopped", "failed"]
+"""`stopped`: the model ended its turn without a tool call. `failed`: see `Rollout.failure`."""
+
+
+class Statement(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One theorem to prove; a row of a JSONL data file."""
+
+    name: str
+    formal_statement: str
+    """`theorem NAME ... :=` optionally followed by `by` and/or `sorry`; the verifier rebuilds it."""
+    header: str = ""
+    """Imports, opens and options; empty takes `verifier.header`."""
+    proof: str | None = None
+    """A known proof: the text after `:=`, e.g. `by\\n  omega`."""
+
+
+class Ticket(Struct, frozen=True, kw_only=True):
+    """The right to run one rollout. `ordinal` counts prompts from 0 over the whole run and is never reused."""
+
+    ordinal: int
+    sample: int
+    """Index inside the group, 0 <= sample < rollout.samples_per_prompt."""
+    purpose: Purpose
+    statement: Statement
+    suite: str = ""
+    """Evaluation suite; empty for training."""
+
+    @property
+    def id(self) -> str:
+        """Stable name: the same ticket has the same id after a resume."""
+        return f"{self.purpose}{'-' + self.suite if self.suite else ''}-{self.ordinal:07d}-{self.sample:02d}"
+
+
+class VersionSpan(Struct, frozen=True, array_like=True):
+    """completion_ids[start:end] were sampled under this weight version."""
+
+    version: int
+    start: int
+    end: int
+
+
+class Completion(Struct, frozen=True, kw_only=True):
+    """What one `generate` call sampled. Lengths agree; `spans` cover [0, len(token_ids))."""
+
+    token_ids: list[int]
+    logprobs: list[float]
+    """Natural log, after temperature and top-p (`processed_logprobs`)."""
+    spans: list[VersionSpan]
+    finish_reason: Literal["stop", "length", "abort"]
+
+
+class ToolCall(Struct, frozen=True, kw_only=True):
+    """One parsed call, or a malformed one with the error the model will read."""
+
+    name: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    error: str | None = None
+
+
+class ToolResult(Struct, frozen=True, kw_only=True):
+    """What a tool answered; `text` is already cut to the model-facing budget."""
+
+    text: str
+    ok: bool
+    seconds: float = 0.0
+    verdict: Verdict | None = None
+    """Set when the call judged a file (lean_check_file)."""
+
+
+class Verdict(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A typed judgement with its provenance."""
+
+    kind: VerdictKind
+    reason: str = ""
+    """One line for people: the first error, the forbidden word, the axiom."""
+    output: str = ""
+    """Compiler output as the model reads it, errors first, cut."""
+    backend: str = ""
+    toolchain: str = ""
+    header_hash: str = ""
+    file_hash: str = ""
+    seconds: float = 0.0
+
+    @property
+    def is_infrastructure(self) -> bool:
+        return self.kind == "infrastructure"
+
+    @property
+    def is_proved(self) -> bool:
+        return self.kind == "proved"
+
+
+class Turn(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """completion_ids[start:end]: either sampled by the model or appended tool output."""
+
+    role: Literal["assistant", "tool"]
+    start: int
+    end: int
+    text: str
+    """Decoded for people; never encoded again."""
+    tool: str = ""
+    ok: bool = True
+    seconds: float = 0.0
+
+
+class Rollout(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Prompt, all turns and the verdict of one ticket.
+
+    len(completion_ids) == len(sampled_mask) == len(logprobs). sampled_mask is True where the model sampled the
+    token; logprobs is 0.0 elsewhere.
+    """
+
+    id: str
+    ordinal: int
+    sample: int
+    purpose: Purpose
+    statement: Statement
+    prompt_ids: list[int]
+    completion_ids: list[int]
+    sampled_mask: list[bool]
+    logprobs: list[float]
+    spans: list[VersionSpan]
+    turns: list[Turn]
+    verdict: Verdict
+    end_reason: EndReason
+    suite: str = ""
+    failure: str = ""
+    """Named cause when end_reason is `failed`: `engine`, `infrastructure`, `timeout`, `prompt_too_long`."""
+    seconds: float = 0.0
+    generate_s: float = 0.0
+    tool_s: float = 0.0
+
+    @property
+    def reward(self) -> float:
+        return 1.0 if self.verdict.kind == "proved" else 0.0
+
+    @property
+    def num_sampled_tokens(self) -> int:
+        return sum(self.sampled_mask)
+
+    @property
+    def oldest_version(self) -> int:
+        return min((span.version for span in self.spans), default=0)
+
+
+class Feedback(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Privileged text about one rollout, with where it came from and what it cost."""
+
+    rollout_id: str
+    text: str
+    provider: str
+    model: str = ""
+    prompt_hash: str = ""
+    """sha256 over provider, model, system prompt and user message: the key that prevents a second purchase."""
+    input_tokens: int = 0
+    output_tokens: int = 0
+    usd: float = 0.0
+    request_ids: list[str] = field(default_factory=list)
+    asked: int = 1
+    """Answers bought, including rejected ones."""
+    seconds: float = 0.0
+
+
+class TrainingSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a learner rank needs of one rollout. Ids are the sampled ids, verbatim."""
+
+    rollout_id: str
+    prompt_ids: list[int]
+    completion_ids: list[int]
+    sampled_mask: list[bool]
+    logprobs: list[float]
+    teacher_prompt_ids: list[int] = field(default_factory=list)
+    """Feedback Distillation: prompt + feedback, rendered like the student's prompt. Empty for GRPO."""
+    advantage: float = 0.0
+    """GRPO: group advantage, the same for every token of the rollout."""
+    age: int = 0
+    """Staleness at consumption, in weight versions."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the longer of the two sequences that the learner runs."""
+        return max(len(self.prompt_ids), len(self.teacher_prompt_ids)) + len(self.completion_ids)
+
+
+class StepReport(Struct, frozen=True, kw_only=True):
+    """What a gradient step returned."""
+
+    step: int
+    metrics: dict[str, float]
+    token_deltas: dict[str, list[float]] = field(default_factory=dict)
+    """rollout id -> log p_teacher - log p_student of each completion token, 0.0 where not sampled (Figure 1)."""
+
+
+class StagedWeights(Struct, frozen=True, kw_only=True):
+    """A full set of weights written aside, ready to be pushed; names are Hugging Face checkpoint names."""
+
+    version: int
+    path: str
+    names: list[str]
+    dtypes: list[str]
+    shapes: list[list[int]]
+    offsets: list[int]
+    num_bytes: int
+    sha256: str
+    probe_ids: list[int]
+    probe_logprobs: list[float]
+    """Learner's log-probs of probe_ids[1:] given their prefixes, natural log, temperature 1."""
+
+
+class PushReport(Struct, frozen=True, kw_only=True):
+    """Seconds of each phase of a push, and the probe's largest disagreement in nats."""
+
+    version: int
+    stage_s: float
+    stall_s: float
+    commit_s: float
+    probe_s: float
+    probe_max_abs: float
