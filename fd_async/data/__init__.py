@@ -1,0 +1,1 @@
+"""What goes in (`statements`) and what is kept (`ledger`)."""

@@ -1,0 +1,269 @@
+"""The durable record of a run: attempts, verdicts, paid feedback, trained batches, drops.
+
+One SQLite file in WAL mode, written in a thread and synced before a write returns, so whatever the run uses is on
+disk first. Writes that wait for the same sync share it (group commit). Facts are only ever added; the outcome of a
+rollout moves from `queued` to `trained` or `dropped:CAUSE`, and back to `queued` when a resume returns to an older
+checkpoint.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+import msgspec
+from msgspec import Struct
+
+from fd_async.errors import LedgerError
+from fd_async.types import Feedback, Rollout
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS rollouts (
+    id TEXT PRIMARY KEY, purpose TEXT NOT NULL, suite TEXT NOT NULL, ordinal INTEGER NOT NULL, sample INTEGER NOT NULL,
+    outcome TEXT NOT NULL, step INTEGER, sampled_tokens INTEGER NOT NULL, admitted_version INTEGER NOT NULL,
+    body BLOB NOT NULL);
+CREATE INDEX IF NOT EXISTS rollouts_outcome ON rollouts (purpose, outcome);
+CREATE TABLE IF NOT EXISTS feedback (
+    prompt_hash TEXT NOT NULL, rollout_id TEXT PRIMARY KEY, usd REAL NOT NULL, input_tokens INTEGER NOT NULL,
+    output_tokens INTEGER NOT NULL, body BLOB NOT NULL);
+CREATE INDEX IF NOT EXISTS feedback_hash ON feedback (prompt_hash);
+CREATE TABLE IF NOT EXISTS spend (id INTEGER PRIMARY KEY, cause TEXT NOT NULL, usd REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS batches (step INTEGER PRIMARY KEY, rollout_ids BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS scores (rollout_id TEXT PRIMARY KEY, step INTEGER NOT NULL, texts BLOB, deltas BLOB);
+"""
+
+_pack = msgspec.msgpack.encode
+_rollout = msgspec.msgpack.Decoder(Rollout)
+_feedback = msgspec.msgpack.Decoder(Feedback)
+_strings = msgspec.msgpack.Decoder(list[str])
+_floats = msgspec.msgpack.Decoder(list[float])
+
+Write = Callable[[sqlite3.Connection], None]
+
+
+class AttemptRecord(Struct, frozen=True, kw_only=True):
+    """One attempt as people browse it."""
+
+    rollout: Rollout
+    feedback: Feedback | None
+    outcome: str
+    """`queued`, `trained`, `evaluated` or `dropped:CAUSE`."""
+    step: int | None
+    """Gradient step that trained it, or at which it was evaluated."""
+    token_texts: list[str] | None = None
+    token_deltas: list[float] | None = None
+    """log p_teacher - log p_student per completion token, 0.0 where not sampled."""
+
+
+class QueuedRollout(Struct, frozen=True, kw_only=True):
+    """An attempt that a resume continues with."""
+
+    rollout: Rollout
+    feedback: Feedback | None
+    admitted_version: int
+
+
+class _Pending:
+    __slots__ = ("done", "error", "write")
+
+    def __init__(self, write: Write) -> None:
+        self.write = write
+        self.done = False
+        self.error: BaseException | None = None
+
+
+class Ledger:
+    """Writer of one run's ledger; made by `open_ledger`. Every `async` method returns after the sync."""
+
+    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+        self._connection = connection
+        self._path = path
+        self._lock = anyio.Lock()
+        self._pending: list[_Pending] = []
+
+    async def put_rollout(self, rollout: Rollout, outcome: str, *, admitted_version: int, step: int | None) -> None:
+        """Record a finished attempt; a second record of the same id replaces nothing and raises."""
+        body = _pack(rollout)
+
+        def write(db: sqlite3.Connection) -> None:
+            db.execute(
+                "INSERT INTO rollouts VALUES (?,?,?,?,?,?,?,?,?,?)"
+                if rollout.purpose == "train"
+                else "INSERT OR REPLACE INTO rollouts VALUES (?,?,?,?,?,?,?,?,?,?)",
+                (
+                    rollout.id, rollout.purpose, rollout.suite, rollout.ordinal, rollout.sample, outcome, step,
+                    rollout.num_sampled_tokens, admitted_version, body,
+                ),
+            )  # fmt: skip
+
+        await self._write(write)
+
+    async def put_feedback(self, feedback: Feedback) -> None:
+        """Record bought text before anyone uses it."""
+        row = (
+            feedback.prompt_hash, feedback.rollout_id, feedback.usd, feedback.input_tokens, feedback.output_tokens,
+            _pack(feedback),
+        )  # fmt: skip
+        await self._write(lambda db: _execute(db, "INSERT OR REPLACE INTO feedback VALUES (?,?,?,?,?,?)", row))
+
+    async def put_spend(self, cause: str, usd: float) -> None:
+        """Record money spent on answers that gave no feedback."""
+        await self._write(lambda db: _execute(db, "INSERT INTO spend (cause, usd) VALUES (?,?)", (cause, usd)))
+
+    async def drop(self, rollout_id: str, cause: str) -> None:
+        """Give a recorded attempt its terminal record `dropped:cause`."""
+        await self._write(
+            lambda db: _execute(db, "UPDATE rollouts SET outcome=? WHERE id=?", (f"dropped:{cause}", rollout_id))
+        )
+
+    async def put_batch(
+        self, step: int, rollout_ids: list[str], scores: dict[str, tuple[list[str], list[float]]]
+    ) -> None:
+        """Record which attempts a gradient step trained, with the token scores kept for the report."""
+
+        def write(db: sqlite3.Connection) -> None:
+            db.execute("INSERT INTO batches VALUES (?,?)", (step, _pack(rollout_ids)))
+            db.executemany("UPDATE rollouts SET outcome='trained', step=? WHERE id=?", [(step, i) for i in rollout_ids])
+            db.executemany(
+                "INSERT OR REPLACE INTO scores VALUES (?,?,?,?)",
+                [(i, step, _pack(texts), _pack(deltas)) for i, (texts, deltas) in scores.items()],
+            )
+
+        await self._write(write)
+
+    async def feedback_by_hash(self, prompt_hash: str) -> Feedback | None:
+        """Return text already bought for exactly this question, if any."""
+
+        def read() -> Feedback | None:
+            row = self._connection.execute("SELECT body FROM feedback WHERE prompt_hash=?", (prompt_hash,)).fetchone()
+            return _feedback.decode(row[0]) if row else None
+
+        async with self._lock:
+            return await anyio.to_thread.run_sync(read)
+
+    def rewind(self, step: int) -> None:
+        """Forget the batches after `step`: their attempts are queued again. Call before the run starts."""
+        with self._connection as db:
+            db.execute("UPDATE rollouts SET outcome='queued', step=NULL WHERE outcome='trained' AND step>?", (step,))
+            db.execute("DELETE FROM batches WHERE step>?", (step,))
+            db.execute("DELETE FROM scores WHERE step>?", (step,))
+            db.execute("DELETE FROM rollouts WHERE purpose='eval' AND step>?", (step,))
+
+    def queued(self) -> list[QueuedRollout]:
+        """Return recorded training attempts without a terminal record, oldest ordinal first."""
+        rows = self._connection.execute(
+            "SELECT r.body, f.body, r.admitted_version FROM rollouts r LEFT JOIN feedback f ON f.rollout_id=r.id"
+            " WHERE r.purpose='train' AND r.outcome='queued' ORDER BY r.ordinal, r.sample"
+        )
+        return [
+            QueuedRollout(
+                rollout=_rollout.decode(body),
+                feedback=_feedback.decode(text) if text is not None else None,
+                admitted_version=version,
+            )
+            for body, text, version in rows
+        ]
+
+    def seen(self) -> dict[int, dict[int, str]]:
+        """Return ordinal -> sample -> outcome of every recorded training attempt."""
+        seen: dict[int, dict[int, str]] = {}
+        for ordinal, sample, outcome in self._connection.execute(
+            "SELECT ordinal, sample, outcome FROM rollouts WHERE purpose='train'"
+        ):
+            seen.setdefault(ordinal, {})[sample] = outcome
+        return seen
+
+    def tokens_by_outcome(self) -> dict[str, int]:
+        """Return sampled training tokens per outcome; the accounting that must close."""
+        rows = self._connection.execute(
+            "SELECT outcome, SUM(sampled_tokens) FROM rollouts WHERE purpose='train' GROUP BY outcome"
+        )
+        return {outcome: int(total) for outcome, total in rows}
+
+    def spent_usd(self) -> float:
+        """Return all money recorded, US dollars."""
+        bought = self._connection.execute("SELECT COALESCE(SUM(usd), 0) FROM feedback").fetchone()[0]
+        wasted = self._connection.execute("SELECT COALESCE(SUM(usd), 0) FROM spend").fetchone()[0]
+        return float(bought) + float(wasted)
+
+    async def _write(self, write: Write) -> None:
+        pending = _Pending(write)
+        self._pending.append(pending)
+        async with self._lock:
+            if not pending.done:
+                batch, self._pending = self._pending, []
+                await anyio.to_thread.run_sync(self._commit, batch)
+        if pending.error is not None:
+            raise LedgerError(f"{self._path}: cannot write the ledger: {pending.error}") from pending.error
+
+    def _commit(self, batch: list[_Pending]) -> None:
+        """Apply a batch in one transaction; if that fails, apply each alone so that one bad write harms no other."""
+        try:
+            with self._connection as db:
+                for pending in batch:
+                    pending.write(db)
+        except sqlite3.Error as error:
+            if len(batch) == 1:
+                batch[0].error = error
+            else:
+                for pending in batch:
+                    self._commit([pending])
+        for pending in batch:
+            pending.done = True
+
+
+def _execute(db: sqlite3.Connection, sql: str, row: tuple[object, ...]) -> None:
+    db.execute(sql, row)
+
+
+@asynccontextmanager
+async def open_ledger(path: Path) -> AsyncIterator[Ledger]:
+    """Open or make the ledger of a run.
+
+    Raises:
+        LedgerError: the file cannot be opened, is not a ledger, or another process writes it.
+    """
+    try:
+        connection = sqlite3.connect(path, check_same_thread=False, timeout=5.0)
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.executescript(_SCHEMA)
+    except sqlite3.Error as error:
+        raise LedgerError(f"{path}: cannot open the ledger: {error}") from error
+    try:
+        yield Ledger(connection, path)
+    finally:
+        connection.close()
+
+
+def read_attempts(path: Path, limit: int) -> list[AttemptRecord]:
+    """Read attempts for people, scored ones first, then the newest; opens the file read-only.
+
+    Raises:
+        LedgerError: the file is missing or unreadable.
+    """
+    try:
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+            rows = db.execute(
+                "SELECT r.body, f.body, r.outcome, r.step, s.texts, s.deltas FROM rollouts r"
+                " LEFT JOIN feedback f ON f.rollout_id=r.id LEFT JOIN scores s ON s.rollout_id=r.id"
+                " ORDER BY s.rollout_id IS NULL, r.step DESC, r.rowid DESC LIMIT ?",
+                (limit,),
+            ).fetchall()
+    except sqlite3.Error as error:
+        raise LedgerError(f"{path}: cannot read the ledger: {error}") from error
+    return [
+        AttemptRecord(
+            rollout=_rollout.decode(body),
+            feedback=_feedback.decode(text) if text is not None else None,
+            outcome=outcome,
+            step=step,
+            token_texts=_strings.decode(texts) if texts is not None else None,
+            token_deltas=_floats.decode(deltas) if deltas is not None else None,
+        )
+        for body, text, outcome, step, texts, deltas in rows
+    ]

@@ -1,0 +1,73 @@
+"""Statements and their order. The order is a pure function of the seed and the ordinal, so a resume needs no cursor."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import msgspec
+
+from fd_async.errors import PreflightError
+from fd_async.types import Statement
+
+
+def read_statements(path: Path) -> list[Statement]:
+    """Read a JSONL file of statements.
+
+    Raises:
+        PreflightError: unreadable file, a row that is not a statement (with its line number), or a repeated name.
+    """
+    decoder = msgspec.json.Decoder(Statement)
+    statements: list[Statement] = []
+    seen: dict[str, int] = {}
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise PreflightError(f"{path}: cannot read the statements: {error.strerror}") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            statement = decoder.decode(line)
+        except msgspec.DecodeError as error:
+            raise PreflightError(
+                f"{path}:{number}: not a statement ({error}); rows need `name` and `formal_statement`"
+            ) from error
+        if statement.name in seen:
+            raise PreflightError(f"{path}:{number}: name {statement.name!r} stands in line {seen[statement.name]} too")
+        seen[statement.name] = number
+        statements.append(statement)
+    if not statements:
+        raise PreflightError(f"{path}: holds no statements")
+    return statements
+
+
+def limit_by_hash(statements: Sequence[Statement], limit: int) -> list[Statement]:
+    """Keep `limit` statements, chosen by the hash of their names so that the choice survives reordering; 0 keeps all."""
+    if not limit or limit >= len(statements):
+        return list(statements)
+    return sorted(statements, key=lambda statement: hashlib.sha256(statement.name.encode()).digest())[:limit]
+
+
+class StatementOrder:
+    """An endless order of statements: a fresh seeded permutation each epoch.
+
+    Every statement appears once before any appears again; `order[ordinal]` needs no state.
+    """
+
+    def __init__(self, statements: Sequence[Statement], seed: int) -> None:
+        self._statements = list(statements)
+        self._seed = seed
+        self._permutation = lru_cache(maxsize=4)(self._make_permutation)
+
+    def __getitem__(self, ordinal: int) -> Statement:
+        epoch, position = divmod(ordinal, len(self._statements))
+        return self._statements[self._permutation(epoch)[position]]
+
+    def _make_permutation(self, epoch: int) -> list[int]:
+        indices = list(range(len(self._statements)))
+        random.Random(f"{self._seed}/{epoch}").shuffle(indices)
+        return indices
