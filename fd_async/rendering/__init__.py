@@ -1,0 +1,11 @@
+"""Chat template to token ids for student and teacher, and the tool-call formats of the Qwen family.
+
+Invariants: the teacher's prompt is the student's with a feedback block at the end of the user message and nothing
+else; sampled ids are never encoded again; untrusted text never becomes a control token.
+"""
+
+from __future__ import annotations
+
+from fd_async.rendering.renderer import FEEDBACK_INTRO, INSTRUCTION, Renderer, ToolFormat
+
+__all__ = ["FEEDBACK_INTRO", "INSTRUCTION", "Renderer", "ToolFormat"]
