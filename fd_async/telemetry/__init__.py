@@ -1,0 +1,1 @@
+"""What the run says about itself: logs, metrics, status and progress. Never touches training."""
