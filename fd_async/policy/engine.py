@@ -1,0 +1,55 @@
+"""What the rest of the project may ask of a policy engine."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from fd_async.types import Completion, PushReport, StagedWeights
+
+
+class Engine(Protocol):
+    """A model that serves; safe to call from many coroutines at once."""
+
+    @property
+    def weight_version(self) -> int:
+        """Version of the last push that succeeded; 0 for the weights that the engine started with."""
+        ...
+
+    async def generate(
+        self,
+        prompt_ids: list[int],
+        *,
+        max_tokens: int,
+        temperature: float,
+        top_p: float,
+        request_id: str,
+        seed: int | None = None,
+    ) -> Completion:
+        """Sample one completion.
+
+        It ends after a stop token, which stays in `token_ids`, or after `max_tokens`. Cancelling the call aborts the
+        request in the engine.
+
+        Raises:
+            EngineDied: the engine's process is gone.
+            PushFailed: a push left the weights in doubt while this request ran.
+            EngineError: the request does not fit the engine, or `policy.generate_timeout_s` passed.
+        """
+        ...
+
+    async def score(self, token_ids: list[int]) -> list[float]:
+        """Return the log-probs of `token_ids[1:]` given their prefixes, natural log, temperature 1."""
+        ...
+
+    async def push(self, staged: StagedWeights) -> PushReport:
+        """Replace the weights by a staged set; `weight_version` changes only when the probe agrees.
+
+        Raises:
+            PushRefused: nothing changed, the old weights still serve.
+            PushFailed: the engine's weights are in doubt; close it and open another.
+        """
+        ...
+
+    def statistics(self) -> dict[str, float]:
+        """Return `running`, `waiting` (requests), `kv_usage` (0 to 1) and `tokens_generated` (since the start)."""
+        ...

@@ -1,0 +1,54 @@
+"""The environment variables that vLLM and its processes need, set only while an engine starts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fd_async.config.schema import Policy
+
+
+def engine_environment(model_path: str, config: Policy, logging_file: Path) -> dict[str, str]:
+    """Return the variables of an engine's processes.
+
+    Args:
+        model_path: a local folder turns the Hugging Face hub off.
+        config: `gpus` empty means the CPU build.
+        logging_file: JSON file with vLLM's logging configuration.
+    """
+    variables = {
+        "VLLM_LOGGING_CONFIG_PATH": str(logging_file),
+        "VLLM_ENGINE_READY_TIMEOUT_S": str(max(1, int(config.start_timeout_s))),
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_DO_NOT_TRACK": "1",
+        "VLLM_HOST_IP": "127.0.0.1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if Path(model_path).is_dir():
+        variables |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+    if config.gpus:
+        return variables | {"CUDA_VISIBLE_DEVICES": ",".join(map(str, config.gpus))}
+    variables["VLLM_TARGET_DEVICE"] = "cpu"
+    if config.cpu_threads:
+        # Bound threads lose a whole core to whoever else runs on it (the learner); unbound ones move.
+        variables |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(config.cpu_threads)}
+    return variables
+
+
+@contextmanager
+def temporary_environment(variables: dict[str, str]) -> Iterator[None]:
+    """Set variables and put the whole environment back afterwards.
+
+    vLLM adds variables of its own while it starts (LD_PRELOAD among them), which must not reach the learner's or the
+    verifier's processes.
+    """
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)

@@ -1,0 +1,199 @@
+"""Starting vLLM and making sure that it is gone afterwards."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import anyio.to_thread
+import psutil
+
+from fd_async.config.schema import Policy
+from fd_async.errors import EngineError
+from fd_async.policy.child import logging_config
+from fd_async.policy.environment import engine_environment, temporary_environment
+
+if TYPE_CHECKING:
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    from fd_async.policy.counters import Counters
+
+_SHUTDOWN_S = 20.0
+"""Time for vLLM's own shutdown; what is left then is killed."""
+_CORE_NAME = "EngineCore"
+_ERROR_LINE = re.compile(r"(\w+(?:Error|Exception): .*)")
+_starting = anyio.Lock()
+"""One start at a time: the environment belongs to the whole process."""
+
+
+class RunningEngine:
+    """vLLM's front end, its counters and the processes behind it."""
+
+    def __init__(self, llm: AsyncLLM, counters: Counters, processes: list[psutil.Process], log_file: Path) -> None:
+        self.llm = llm
+        self.counters = counters
+        self.processes = processes
+        self.log_file = log_file
+
+    async def close(self) -> None:
+        """Shut vLLM down and kill what is still there; never cancelled, never longer than a few seconds more."""
+        with anyio.CancelScope(shield=True):
+            with anyio.move_on_after(_SHUTDOWN_S):
+                await anyio.to_thread.run_sync(self.llm.shutdown, abandon_on_cancel=True)
+            await anyio.to_thread.run_sync(_kill, self.processes)
+
+
+@asynccontextmanager
+async def running_engine(
+    model_path: str, config: Policy, *, dtype: str, seed: int, log_dir: Path | None, frozen: bool
+) -> AsyncIterator[RunningEngine]:
+    """Run vLLM for the length of the block.
+
+    Raises:
+        EngineError: vLLM did not start, or not within `policy.start_timeout_s`.
+    """
+    with tempfile.TemporaryDirectory(prefix="fd_async_vllm_") as scratch:
+        log_file = (log_dir or Path(scratch)) / ("vllm_frozen.log" if frozen else "vllm.log")
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        logging_file = Path(scratch) / "logging.json"
+        logging_file.write_text(logging_config(log_file.resolve(), os.getpid()))
+        environment = engine_environment(model_path, config, logging_file)
+        arguments = engine_arguments(model_path, config, dtype=dtype, seed=seed, frozen=frozen)
+        try:
+            async with _starting:
+                with anyio.fail_after(config.start_timeout_s):
+                    engine = await _start(partial(_build, arguments, environment, log_file))
+        except TimeoutError as error:
+            raise EngineError(
+                f"vLLM was not ready after policy.start_timeout_s = {config.start_timeout_s:g} s; see {log_file}"
+            ) from error
+        try:
+            yield engine
+        finally:
+            await engine.close()
+
+
+def engine_arguments(model_path: str, config: Policy, *, dtype: str, seed: int, frozen: bool) -> dict[str, Any]:
+    """Return the arguments of vLLM's `AsyncEngineArgs`."""
+    arguments: dict[str, Any] = {
+        "model": model_path,
+        "dtype": dtype,
+        "seed": seed,
+        "skip_tokenizer_init": True,
+        "generation_config": "vllm",
+        "language_model_only": True,
+        "max_model_len": config.max_model_len,
+        "max_num_seqs": config.max_num_seqs,
+        "enforce_eager": config.enforce_eager,
+        "enable_prefix_caching": config.prefix_caching,
+        "tensor_parallel_size": config.tensor_parallel_size,
+        "data_parallel_size": config.data_parallel_size,
+        "logprobs_mode": "processed_logprobs",
+        "disable_log_stats": True,
+        "enable_log_requests": False,
+    }
+    if config.max_num_batched_tokens:
+        arguments["max_num_batched_tokens"] = config.max_num_batched_tokens
+    if config.gpus:
+        arguments["gpu_memory_utilization"] = config.gpu_memory_utilization
+    else:
+        arguments["kv_cache_memory_bytes"] = int(config.kv_cache_gib * 2**30)
+    if not frozen:
+        arguments["worker_extension_cls"] = "fd_async.policy.transfer.WorkerExtension"
+        arguments["weight_transfer_config"] = {"backend": "fd_shm" if config.push == "shm" else "nccl"}
+    return arguments
+
+
+def _build(arguments: dict[str, Any], environment: dict[str, str], log_file: Path) -> RunningEngine:
+    """Import vLLM and start its processes. Blocking, many seconds."""
+    before = {process.pid for process in multiprocessing.active_children()}
+    with temporary_environment(environment):
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        from fd_async.policy.counters import Counters, recorder
+
+        counters = Counters()
+        try:
+            llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments), stat_loggers=[recorder(counters)])
+        except (RuntimeError, ValueError, OSError, AssertionError, TypeError) as error:
+            raise EngineError(f"vLLM did not start: {_cause(error, log_file)}") from error
+    return RunningEngine(llm, counters, _core_processes(before), log_file)
+
+
+async def _start(build: Callable[[], RunningEngine]) -> RunningEngine:
+    """Run `build` in a thread. When cancelled, kill what it started, so that the thread and its processes end."""
+    before = {process.pid for process in multiprocessing.active_children()}
+    finished = anyio.Event()
+    outcome: list[RunningEngine | EngineError] = []
+
+    async def work() -> None:
+        with anyio.CancelScope(shield=True):
+            try:
+                outcome.append(await anyio.to_thread.run_sync(build, limiter=anyio.CapacityLimiter(1)))
+            except EngineError as error:
+                outcome.append(error)
+            finally:
+                finished.set()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(work)
+        try:
+            await finished.wait()
+        except anyio.get_cancelled_exc_class():
+            with anyio.CancelScope(shield=True):
+                while not finished.is_set():
+                    _kill(_core_processes(before), wait_s=0.0)
+                    with anyio.move_on_after(0.2):
+                        await finished.wait()
+                for result in outcome:
+                    if isinstance(result, RunningEngine):
+                        await result.close()
+            raise
+    (result,) = outcome
+    if isinstance(result, EngineError):
+        raise result
+    return result
+
+
+def _core_processes(before: set[int]) -> list[psutil.Process]:
+    """Return the engine cores that started since `before`, and all their descendants."""
+    found: list[psutil.Process] = []
+    for child in multiprocessing.active_children():
+        if child.pid is None or child.pid in before or not child.name.startswith(_CORE_NAME):
+            continue
+        try:
+            core = psutil.Process(child.pid)
+            found += [core, *core.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def _kill(processes: list[psutil.Process], wait_s: float = 5.0) -> None:
+    """Kill those that still run. psutil compares start times, so that a reused pid is left alone."""
+    for process in processes:
+        try:
+            if process.is_running():
+                process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    if wait_s:
+        psutil.wait_procs(processes, timeout=wait_s)
+
+
+def _cause(error: BaseException, log_file: Path) -> str:
+    """Return the line that says why: the engine's processes log it, the front end says only that they failed."""
+    if "root cause" not in str(error):
+        return str(error)
+    lines = log_file.read_text(errors="replace").splitlines() if log_file.exists() else []
+    causes = [match[1] for line in lines if (match := _ERROR_LINE.search(line)) and "root cause" not in line]
+    return f"{causes[0] if causes else error} (log: {log_file})"

@@ -1,0 +1,258 @@
+"""The policy engine on this machine: vLLM's front end in this process, its cores and workers in child processes."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
+
+from fd_async.config.schema import Policy
+from fd_async.errors import AlignmentError, EngineDied, EngineError, PushFailed, PushRefused
+from fd_async.policy.launch import RunningEngine, running_engine
+from fd_async.policy.manifest import read_contract
+from fd_async.policy.push import Pusher
+from fd_async.types import Completion, PushReport, StagedWeights, VersionSpan
+
+_FINISHED = ("stop", "length", "abort")
+_ABORT_S = 5.0
+
+
+@asynccontextmanager
+async def open_engine(
+    model_path: str,
+    config: Policy,
+    *,
+    dtype: str,
+    seed: int,
+    stop_token_ids: list[int],
+    log_dir: Path | None = None,
+    frozen: bool = False,
+) -> AsyncIterator[LocalEngine]:
+    """Run a vLLM engine for the length of the block; afterwards none of its processes is left.
+
+    Args:
+        model_path: Hugging Face id or checkpoint folder.
+        config: the `[policy]` table.
+        dtype: `model.dtype`.
+        seed: of the engine, for requests that bring none.
+        stop_token_ids: a completion ends after any of these; the model's own end tokens are not added.
+        log_dir: gets `vllm.log` (`vllm_frozen.log`) with everything that vLLM says.
+        frozen: takes no pushes.
+
+    Raises:
+        EngineError: vLLM did not start.
+        PreflightError: the checkpoint cannot serve as the contract of pushes.
+    """
+    async with running_engine(
+        model_path, config, dtype=dtype, seed=seed, log_dir=log_dir, frozen=frozen
+    ) as running:
+        pusher = None
+        if not frozen:
+            contract = await anyio.to_thread.run_sync(read_contract, model_path)
+            pusher = Pusher(running.llm, config, contract)
+            await pusher.open()
+            with anyio.fail_after(config.push_timeout_s):
+                await running.llm.update_weight_version("0")
+        yield LocalEngine(running, config, stop_token_ids, pusher)
+
+
+class LocalEngine:
+    """An `Engine`. Requests are independent; pushes take turns, and new requests wait while one is under way."""
+
+    def __init__(
+        self, running: RunningEngine, config: Policy, stop_token_ids: list[int], pusher: Pusher | None
+    ) -> None:
+        self._running = running
+        self._llm = running.llm
+        self._config = config
+        self._stop_token_ids = stop_token_ids
+        self._pusher = pusher
+        self._version = 0
+        self._num_pushes = 0
+        self._suspect = ""
+        self._pushing = anyio.Lock()
+        self._gate = anyio.Event()
+        self._gate.set()
+        self._open_requests: set[anyio.CancelScope] = set()
+        self._score_ids = itertools.count()
+
+    @property
+    def weight_version(self) -> int:
+        return self._version
+
+    @property
+    def pids(self) -> list[int]:
+        """Processes of the engine: cores and workers."""
+        return [process.pid for process in self._running.processes]
+
+    def statistics(self) -> dict[str, float]:
+        return self._running.counters.read()
+
+    async def generate(
+        self,
+        prompt_ids: list[int],
+        *,
+        max_tokens: int,
+        temperature: float,
+        top_p: float,
+        request_id: str,
+        seed: int | None = None,
+    ) -> Completion:
+        """See `Engine.generate`."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        params = SamplingParams(
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            stop_token_ids=self._stop_token_ids,
+            ignore_eos=True,
+            logprobs=0,
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        with self._request(f"generate {request_id}"):
+            await self._gate.wait()
+            output = (await self._run(prompt_ids, params, request_id)).outputs[0]
+        return _completion(output, request_id)
+
+    async def score(self, token_ids: list[int]) -> list[float]:
+        """See `Engine.score`."""
+        with self._request("score"):
+            await self._gate.wait()
+            return await self._score(token_ids)
+
+    async def push(self, staged: StagedWeights) -> PushReport:
+        """See `Engine.push`. `stage_s` of the report is the time of the checks, during which the engine goes on."""
+        if self._pusher is None:
+            raise PushRefused("this engine is a frozen copy and takes no pushes")
+        async with self._pushing:
+            self._refuse_if_suspect()
+            began = time.perf_counter()
+            message = await self._pusher.check(staged)
+            checked = time.perf_counter()
+            self._gate = anyio.Event()
+            try:
+                stall_s, commit_s = await self._pusher.commit(staged, message)
+                # The prefix cache is keyed by tokens and salt: a new salt hides everything that old weights computed.
+                self._num_pushes += 1
+                committed = time.perf_counter()
+                with anyio.CancelScope(shield=True):
+                    max_abs = await self._probe(staged)
+            except (PushFailed, EngineDied) as error:
+                self._fail_all(str(error))
+                raise
+            finally:
+                self._gate.set()
+            self._version = staged.version
+            return PushReport(
+                version=staged.version,
+                stage_s=checked - began,
+                stall_s=stall_s,
+                commit_s=commit_s,
+                probe_s=time.perf_counter() - committed,
+                probe_max_abs=max_abs,
+            )
+
+    async def _probe(self, staged: StagedWeights) -> float:
+        """Return the largest difference, nats, between the engine's and the learner's log-probs of the probe."""
+        try:
+            with anyio.fail_after(self._config.push_timeout_s):
+                scores = await self._score(staged.probe_ids)
+        except (TimeoutError, EngineError) as error:
+            raise PushFailed(f"push of version {staged.version}: the probe could not be scored: {error}") from error
+        max_abs = max(abs(a - b) for a, b in zip(scores, staged.probe_logprobs, strict=True))
+        if not max_abs <= self._config.probe_tolerance:
+            raise PushFailed(
+                f"push of version {staged.version}: engine and learner differ by {max_abs:.2g} nats on the probe, "
+                f"more than policy.probe_tolerance = {self._config.probe_tolerance:g}"
+            )
+        return max_abs
+
+    async def _score(self, token_ids: list[int]) -> list[float]:
+        from vllm import SamplingParams
+
+        # vLLM skips the prefix cache for prompt log-probs: the answer always comes from the weights.
+        params = SamplingParams(max_tokens=1, prompt_logprobs=0, flat_logprobs=True, detokenize=False)
+        output = await self._run(token_ids, params, f"score-{next(self._score_ids)}")
+        scores = list(output.prompt_logprobs.logprobs)
+        if len(scores) != len(token_ids) - 1:
+            raise AlignmentError(f"vLLM scored {len(scores)} of {len(token_ids) - 1} tokens")
+        return scores
+
+    async def _run(self, prompt_ids: list[int], params: Any, request_id: str) -> Any:
+        """Run one request to its end and return vLLM's last output; abort it when cancelled."""
+        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+        limit = self._config.max_model_len
+        if not prompt_ids or len(prompt_ids) + params.max_tokens > limit:
+            raise EngineError(
+                f"request {request_id}: {len(prompt_ids)} prompt + {params.max_tokens} new tokens "
+                f"do not fit policy.max_model_len = {limit}"
+            )
+        prompt: Any = {"prompt_token_ids": prompt_ids, "cache_salt": f"{self._version}.{self._num_pushes}"}
+        last: Any = None
+        try:
+            async with aclosing(self._llm.generate(prompt, params, request_id)) as outputs:
+                async for output in outputs:
+                    last = output
+        except anyio.get_cancelled_exc_class():
+            with anyio.move_on_after(_ABORT_S, shield=True):
+                await self._llm.abort(request_id)
+            raise
+        except EngineDeadError as error:
+            raise EngineDied(
+                f"vLLM's engine process died while {request_id} ran; see {self._running.log_file}"
+            ) from error
+        except (EngineGenerateError, ValueError) as error:
+            raise EngineError(f"vLLM failed request {request_id}: {error.__cause__ or error}") from error
+        return last
+
+    @contextmanager
+    def _request(self, what: str) -> Iterator[None]:
+        """Bound a request in time, and end it at once when a push leaves the weights in doubt."""
+        self._refuse_if_suspect()
+        deadline = anyio.current_time() + self._config.generate_timeout_s
+        with anyio.CancelScope(deadline=deadline) as scope:
+            self._open_requests.add(scope)
+            try:
+                yield
+            finally:
+                self._open_requests.discard(scope)
+        if scope.cancelled_caught:
+            self._refuse_if_suspect()
+            raise EngineError(f"{what}: no end within policy.generate_timeout_s = {self._config.generate_timeout_s:g} s")
+        self._refuse_if_suspect()
+
+    def _refuse_if_suspect(self) -> None:
+        if self._suspect:
+            raise PushFailed(f"the engine's weights are in doubt, restart it: {self._suspect}")
+
+    def _fail_all(self, reason: str) -> None:
+        self._suspect = reason
+        for scope in self._open_requests:
+            scope.cancel()
+
+
+def _completion(output: Any, request_id: str) -> Completion:
+    """Turn vLLM's output into ours, checking that ids, log-probs and spans agree."""
+    token_ids = list(output.token_ids)
+    logprobs = list(output.logprobs.logprobs) if output.logprobs is not None else []
+    spans = [VersionSpan(int(span.version), span.start, span.end) for span in output.weight_versions or []]
+    edges = [0, *(span.end for span in spans)]
+    if len(logprobs) != len(token_ids) or [span.start for span in spans] != edges[:-1] or edges[-1] != len(token_ids):
+        raise AlignmentError(
+            f"request {request_id}: vLLM returned {len(token_ids)} ids, {len(logprobs)} log-probs, spans {spans}"
+        )
+    if output.finish_reason not in _FINISHED:
+        raise EngineError(f"request {request_id} ended with {output.finish_reason!r}")
+    return Completion(token_ids=token_ids, logprobs=logprobs, spans=spans, finish_reason=output.finish_reason)

@@ -1,0 +1,136 @@
+"""The controller's side of a push: check outside the engine, commit while it holds still."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from fd_async.config.schema import Policy
+from fd_async.errors import EngineDied, PushFailed, PushRefused
+from fd_async.policy.manifest import Contract, check_file, check_manifest
+from fd_async.types import StagedWeights
+
+if TYPE_CHECKING:
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+_PAUSE = {"keep": ("keep", False), "recompute": ("keep", True), "drain": ("wait", False)}
+"""policy.in_flight -> vLLM's pause mode, and whether the KV of running requests is thrown away."""
+_NCCL_SCHEME = "nccl"
+
+
+class Pusher:
+    """Brings staged weights into a running engine; knows nothing of versions or probes."""
+
+    def __init__(self, llm: AsyncLLM, config: Policy, contract: Contract) -> None:
+        self._llm = llm
+        self._config = config
+        self._contract = contract
+        self._joined = ""
+        """Address of the NCCL group that the workers are in."""
+
+    async def open(self) -> None:
+        """Let the workers read the contract. With NCCL they wait for the learner's address instead."""
+        if self._config.push == "shm":
+            await self._init_workers({})
+
+    async def check(self, staged: StagedWeights) -> dict[str, Any]:
+        """Return the message for the workers, or raise PushRefused. The engine goes on meanwhile."""
+        if len(staged.probe_ids) < 2 or len(staged.probe_logprobs) != len(staged.probe_ids) - 1:
+            raise PushRefused(f"push of version {staged.version}: the probe has no log-prob for each id after the first")
+        in_file = self._config.push == "shm"
+        check_manifest(staged, self._contract, in_file=in_file)
+        if not in_file:
+            return {"names": staged.names, "dtype_names": staged.dtypes, "shapes": staged.shapes}
+        stamp = await anyio.to_thread.run_sync(check_file, staged)
+        return {"staged": msgspec.to_builtins(staged), "stamp": msgspec.to_builtins(stamp)}
+
+    async def commit(self, staged: StagedWeights, message: dict[str, Any]) -> tuple[float, float]:
+        """Hold the engine, load, let it go on. Returns seconds held and, of these, seconds loading.
+
+        Raises:
+            PushRefused: nothing changed.
+            PushFailed: it broke after it began, or did not end within `policy.push_timeout_s`.
+            EngineDied: the engine's process is gone.
+        """
+        mode, clear_cache = _PAUSE[self._config.in_flight]
+        held = time.perf_counter()
+        try:
+            with self._phase("holding running requests (policy.in_flight)", PushRefused):
+                # AsyncLLM.pause_generation is this call and a sleep of 20 ms.
+                await self._llm.engine_core.pause_scheduler_async(mode, clear_cache)  # pyright: ignore[reportArgumentType]
+            began = time.perf_counter()
+            # Half of a commit is no state to stop in: cancellation waits, the deadline of the phase stands.
+            with anyio.CancelScope(shield=True), self._phase("loading weights", PushFailed):
+                await self._load(staged, message)
+            commit_s = time.perf_counter() - began
+        finally:
+            with anyio.CancelScope(shield=True), self._phase("resuming", PushFailed):
+                await self._llm.resume_generation()
+        return time.perf_counter() - held, commit_s
+
+    async def _load(self, staged: StagedWeights, message: dict[str, Any]) -> None:
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        if self._config.push == "nccl":
+            await self._join(staged)
+        await self._llm.start_weight_update()
+        await self._llm.update_weights(WeightTransferUpdateRequest(update_info=message))
+        await self._llm.finish_weight_update(str(staged.version))
+
+    async def _join(self, staged: StagedWeights) -> None:
+        """Bring the workers into the learner's NCCL group, at the first push and when the learner's address changes."""
+        if staged.path == self._joined:
+            return
+        address = urlsplit(staged.path)
+        if address.scheme != _NCCL_SCHEME or not address.hostname or not address.port:
+            raise PushRefused(f'policy.push = "nccl" needs a path nccl://HOST:PORT, not {staged.path}')
+        if self._joined:
+            await self._llm.shutdown_weight_transfer_engine()
+        await self._init_workers(
+            {
+                "master_address": address.hostname,
+                "master_port": address.port,
+                "rank_offset": 1,
+                "world_size": 1 + self._config.tensor_parallel_size * self._config.data_parallel_size,
+                "packed": True,
+            }
+        )
+        self._joined = staged.path
+
+    async def _init_workers(self, info: dict[str, Any]) -> None:
+        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
+
+        with anyio.fail_after(self._config.push_timeout_s):
+            await self._llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=info))
+
+    @contextmanager
+    def _phase(self, what: str, failure: type[PushRefused | PushFailed]) -> Iterator[None]:
+        """Give a phase its deadline, and its errors a type that says what became of the weights."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        from fd_async.policy.transfer import REFUSED
+
+        try:
+            with anyio.fail_after(self._config.push_timeout_s):
+                yield
+        except (PushRefused, PushFailed):
+            raise
+        except TimeoutError as error:
+            raise failure(f"push: {what} took longer than policy.push_timeout_s = {self._config.push_timeout_s:g} s") from error
+        except EngineDeadError as error:
+            raise EngineDied(f"push: the engine's process died while {what}") from error
+        except Exception as error:
+            if REFUSED in str(error):
+                raise PushRefused(_first_line(error)) from error
+            raise failure(f"push: {what} failed: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
