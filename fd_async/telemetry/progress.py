@@ -128,14 +128,14 @@ def make_progress(
     console: Literal["auto", "live", "lines", "quiet"], run: str = "", stream: TextIO | None = None
 ) -> Progress:
     """Choose the view of `telemetry.console`; `auto` is live on a terminal and lines elsewhere."""
-    stream = stream or sys.stdout
+    out: TextIO = stream or sys.stdout
     if console == "quiet":
         return QuietProgress()
-    if console == "live" or (console == "auto" and is_terminal(stream)):
+    if console == "live" or (console == "auto" and is_terminal(out)):
         from fd_async.telemetry.live import LiveProgress  # rich costs 60 ms, which only this view should pay
 
-        return LiveProgress(run, stream)
-    return LineProgress(stream)
+        return LiveProgress(run, out)
+    return LineProgress(out)
 
 
 def is_terminal(stream: TextIO) -> bool:

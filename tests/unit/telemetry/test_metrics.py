@@ -10,12 +10,34 @@ from hypothesis import strategies as st
 
 from fd_async.telemetry.metrics import METRICS, StepMetrics, is_documented, percentile
 
-CONTRACT = """
-step weight_version loss teacher/topk_mass teacher/entropy teacher/feedback_gain policy/entropy policy/mismatch_kl
-grad_norm lr train/pass_rate train/response_tokens staleness/mean staleness/max queue/depth tokens/generated
-tokens/trained tokens/dropped time/step_s time/wait_for_batch_s time/push_stall_s loop/lag_p99_ms lean/checks
-lean/infra_errors feedback/calls feedback/usd
-""".split()
+CONTRACT = [
+    "step",
+    "weight_version",
+    "loss",
+    "teacher/topk_mass",
+    "teacher/entropy",
+    "teacher/feedback_gain",
+    "policy/entropy",
+    "policy/mismatch_kl",
+    "grad_norm",
+    "lr",
+    "train/pass_rate",
+    "train/response_tokens",
+    "staleness/mean",
+    "staleness/max",
+    "queue/depth",
+    "tokens/generated",
+    "tokens/trained",
+    "tokens/dropped",
+    "time/step_s",
+    "time/wait_for_batch_s",
+    "time/push_stall_s",
+    "loop/lag_p99_ms",
+    "lean/checks",
+    "lean/infra_errors",
+    "feedback/calls",
+    "feedback/usd",
+]
 
 
 def test_an_empty_step_has_every_contract_key_with_null_or_a_true_zero() -> None:
