@@ -206,7 +206,7 @@ class Ledger:
             with self._connection as db:
                 for pending in batch:
                     pending.write(db)
-        except sqlite3.Error as error:
+        except Exception as error:  # whatever went wrong, every waiter must hear of it
             if len(batch) == 1:
                 batch[0].error = error
             else:

@@ -1,0 +1,1 @@
+"""The control plane: admission, the loops, the wait table, checkpoints."""

@@ -1,0 +1,156 @@
+"""Checkpoints on disk: one folder, written aside and renamed, with a manifest; `latest` is renamed last.
+
+checkpoints/step_000050/manifest.json     step, configuration hash, every file with its size
+checkpoints/step_000050/...               what the learner saved (state of every rank, `model/` as Hugging Face files)
+checkpoints/latest                        one line: the folder's name
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import anyio.to_thread
+import msgspec
+from msgspec import Struct
+
+from fd_async.errors import CheckpointError
+
+
+class Manifest(Struct, frozen=True, kw_only=True):
+    """What a complete checkpoint holds."""
+
+    step: int
+    algorithm: str
+    ranks: int
+    config_hash: str
+    written: float
+    """Unix time, seconds."""
+    files: dict[str, int]
+    """Path inside the folder -> bytes."""
+
+
+def checkpoint_name(step: int) -> str:
+    return f"step_{step:06d}"
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and verify a checkpoint folder.
+
+    Raises:
+        CheckpointError: no manifest, or a file is missing or has another size (a torn write).
+    """
+    try:
+        manifest = msgspec.json.decode((folder / "manifest.json").read_bytes(), type=Manifest)
+    except (OSError, msgspec.DecodeError) as error:
+        raise CheckpointError(f"{folder}: not a complete checkpoint (manifest.json: {error})") from error
+    for name, size in manifest.files.items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != size:
+            raise CheckpointError(f"{folder}: {name} is missing or has the wrong size; the checkpoint is damaged")
+    return manifest
+
+
+def list_checkpoints(root: Path) -> dict[int, Path]:
+    """Return step -> folder of every complete checkpoint under `root`, oldest first."""
+    found: dict[int, Path] = {}
+    for folder in sorted(root.glob("step_*")):
+        try:
+            found[read_manifest(folder).step] = folder
+        except CheckpointError:
+            continue  # a torn folder is not a checkpoint; `find_checkpoint` says so when it is the one asked for
+    return found
+
+
+def find_checkpoint(root: Path, step: int | None = None) -> Path:
+    """Return the folder of `step`, or of the newest complete checkpoint.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if step is not None:
+        folder = root / checkpoint_name(step)
+        read_manifest(folder)
+        return folder
+    found = list_checkpoints(root)
+    if not found:
+        raise CheckpointError(f"{root}: holds no complete checkpoint")
+    return found[max(found)]
+
+
+def resolve_init_from(text: str) -> Path:
+    """Return the checkpoint folder that `model.init_from` names: a run folder (newest) or a checkpoint folder."""
+    path = Path(text)
+    if (path / "manifest.json").is_file():
+        read_manifest(path)
+        return path
+    if (path / "checkpoints").is_dir():
+        return find_checkpoint(path / "checkpoints")
+    raise CheckpointError(
+        f"model.init_from = {text!r}: neither a run folder with checkpoints/ nor a checkpoint folder; "
+        "run the configuration that makes it first"
+    )
+
+
+async def write_checkpoint(
+    root: Path,
+    step: int,
+    *,
+    algorithm: str,
+    ranks: int,
+    config_hash: str,
+    keep_last: int,
+    min_free_gib: float,
+    save: Callable[[Path], Awaitable[None]],
+) -> Path:
+    """Write a checkpoint aside, verify, rename, then prune old ones. A failure leaves the earlier ones untouched.
+
+    Raises:
+        CheckpointError: too little disk, or writing failed.
+    """
+    free_gib = shutil.disk_usage(root).free / 2**30
+    if free_gib < min_free_gib:
+        raise CheckpointError(
+            f"{root}: {free_gib:.1f} GiB free, checkpoint.min_free_gib asks for {min_free_gib:g}; free some disk"
+        )
+    final = root / checkpoint_name(step)
+    aside = root / f".{final.name}.tmp"
+    await anyio.to_thread.run_sync(lambda: shutil.rmtree(aside, ignore_errors=True))
+    aside.mkdir(parents=True)
+    await save(aside)
+
+    def finish() -> None:
+        files = {str(p.relative_to(aside)): p.stat().st_size for p in sorted(aside.rglob("*")) if p.is_file()}
+        manifest = Manifest(
+            step=step, algorithm=algorithm, ranks=ranks, config_hash=config_hash, written=time.time(), files=files
+        )
+        for name in files:
+            _fsync(aside / name)
+        (aside / "manifest.json").write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
+        _fsync(aside / "manifest.json")
+        shutil.rmtree(final, ignore_errors=True)
+        aside.replace(final)
+        _fsync(root)
+        pointer = root / ".latest.tmp"
+        pointer.write_text(final.name + "\n")
+        pointer.replace(root / "latest")
+        found = list_checkpoints(root)
+        for old in sorted(found)[:-keep_last]:
+            shutil.rmtree(found[old], ignore_errors=True)
+
+    try:
+        await anyio.to_thread.run_sync(finish)
+    except OSError as error:
+        raise CheckpointError(f"{final}: cannot write the checkpoint: {error}") from error
+    return final
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,86 @@
+"""Finished groups to training samples: teacher prompts, advantages, ages. Runs in a thread; touches no state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from msgspec import Struct
+
+from fd_async.algorithms.grpo import group_advantages
+from fd_async.config.schema import RunConfig
+from fd_async.errors import AlignmentError
+from fd_async.pipeline.buffer import Group
+from fd_async.pipeline.state import Finished
+from fd_async.rendering import Renderer
+from fd_async.types import TrainingSample
+
+
+class BatchFacts(Struct, frozen=True, kw_only=True):
+    """What the metrics say of a batch."""
+
+    ages: list[int]
+    """Staleness per sample, weight versions."""
+    zero_variance_groups: int
+
+
+def build_samples(
+    groups: Sequence[Group[Finished]], renderer: Renderer, config: RunConfig, version: int
+) -> tuple[list[TrainingSample], BatchFacts]:
+    """Build what the learner trains on, in the groups' order.
+
+    Args:
+        groups: one batch.
+        renderer: renders prompt + feedback for the teacher.
+        config: of the run.
+        version: the learner's weight version at consumption.
+
+    Raises:
+        AlignmentError: the teacher's rendering of the bare prompt is not what the student saw.
+    """
+    samples: list[TrainingSample] = []
+    ages: list[int] = []
+    zero_variance = 0
+    for group in groups:
+        advantages = [0.0] * len(group.items)
+        if config.algorithm.type == "grpo":
+            advantages = group_advantages(
+                [item.rollout.reward for item in group.items], divide_by_std=config.algorithm.advantage_std
+            )
+            zero_variance += not any(advantages)
+        for item, advantage in zip(group.items, advantages, strict=True):
+            age = max(0, version - item.rollout.oldest_version)
+            ages.append(age)
+            samples.append(_sample(item, advantage, age, renderer, config))
+    return samples, BatchFacts(ages=ages, zero_variance_groups=zero_variance)
+
+
+def _sample(item: Finished, advantage: float, age: int, renderer: Renderer, config: RunConfig) -> TrainingSample:
+    rollout, feedback = item.rollout, item.feedback
+    teacher_prompt_ids: list[int] = []
+    if feedback is not None:
+        teacher_prompt_ids = renderer.teacher_prompt(
+            rollout.statement, feedback.text, config.feedback.max_feedback_tokens
+        )
+        if not feedback.text.strip() and teacher_prompt_ids != rollout.prompt_ids:
+            raise AlignmentError(f"{rollout.id}: teacher and student prompts differ without feedback")
+    return TrainingSample(
+        rollout_id=rollout.id,
+        prompt_ids=rollout.prompt_ids,
+        completion_ids=rollout.completion_ids,
+        sampled_mask=rollout.sampled_mask,
+        logprobs=rollout.logprobs,
+        teacher_prompt_ids=teacher_prompt_ids,
+        advantage=advantage,
+        age=age,
+    )
+
+
+def decode_scores(
+    items: Sequence[Finished], deltas: Mapping[str, list[float]], renderer: Renderer
+) -> dict[str, tuple[list[str], list[float]]]:
+    """Return rollout id -> (text of each completion token, its log p_teacher - log p_student), for the report."""
+    return {
+        item.rollout.id: ([renderer.decode([i]) for i in item.rollout.completion_ids], deltas[item.rollout.id])
+        for item in items
+        if item.rollout.id in deltas
+    }

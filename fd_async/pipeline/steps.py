@@ -1,0 +1,80 @@
+"""One metrics row per gradient step; the keys are documented in docs/metrics.md."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from fd_async.pipeline.samples import BatchFacts
+from fd_async.pipeline.state import Finished, Parts, RunState
+from fd_async.telemetry.lag import LoopLag
+from fd_async.types import PushReport, StepReport
+
+
+class StepClock:
+    """Seconds of the phases of a step."""
+
+    def __init__(self) -> None:
+        self._started = self._last = time.monotonic()
+        self.seconds: dict[str, float] = {}
+
+    def mark(self, phase: str) -> None:
+        """End a phase."""
+        now = time.monotonic()
+        self.seconds[phase] = now - self._last
+        self._last = now
+
+    @property
+    def total_s(self) -> float:
+        return self._last - self._started
+
+
+def step_row(
+    parts: Parts,
+    state: RunState,
+    items: Sequence[Finished],
+    report: StepReport,
+    push: PushReport | None,
+    facts: BatchFacts,
+    clock: StepClock,
+    lag: LoopLag,
+) -> dict[str, float | int | None]:
+    """Assemble the row of one step. Totals (`tokens/*`, `feedback/*`, `lean/*`) count from the start of the run."""
+    rollouts = [item.rollout for item in items]
+    verifier, provider = parts.verifier.statistics(), parts.provider.statistics()
+    row: dict[str, float | int | None] = {"step": report.step, "weight_version": state.step}
+    row |= report.metrics
+    row |= {
+        "train/pass_rate": _mean([rollout.reward for rollout in rollouts]),
+        "train/response_tokens": _mean([len(rollout.completion_ids) for rollout in rollouts]),
+        "train/turns": _mean([sum(turn.role == "assistant" for turn in rollout.turns) for rollout in rollouts]),
+        "train/truncated": _mean([rollout.end_reason == "token_budget" for rollout in rollouts]),
+        "train/attempts": len(rollouts),
+        "staleness/mean": _mean(facts.ages),
+        "staleness/max": max(facts.ages, default=0),
+        "queue/depth": state.buffer.num_finished,
+        "tokens/generated": state.tokens_generated,
+        "tokens/trained": state.tokens["trained"],
+        "tokens/queued": state.tokens["queued"],
+        "tokens/dropped": state.tokens_dropped,
+        "time/step_s": clock.total_s,
+        "time/wait_for_batch_s": clock.seconds["wait_for_batch"],
+        "time/learn_s": clock.seconds["learn"],
+        "time/stage_s": clock.seconds["stage"],
+        "time/push_stall_s": push.stall_s if push else None,
+        "time/rollout_s": _mean([rollout.seconds for rollout in rollouts]),
+        "push/probe_max_abs": push.probe_max_abs if push else None,
+        "loop/lag_p99_ms": lag.p99_ms(),
+        "lean/checks": verifier["checks"],
+        "lean/infra_errors": verifier["infra_errors"],
+        "feedback/calls": provider.calls,
+        "feedback/usd": provider.usd,
+    }
+    if parts.config.algorithm.type == "grpo":
+        row["grpo/zero_variance_groups"] = facts.zero_variance_groups
+    lag.reset()
+    return row
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

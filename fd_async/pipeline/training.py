@@ -1,0 +1,212 @@
+"""The learner's loop: cut, step, push, publish; evaluation and checkpoints between steps.
+
+    consumes      batches of finished groups, oldest first
+    produces      weight versions (v = gradient steps taken), one metrics row each
+    waits for     a full batch, the learner's step, the push, evaluation rollouts
+    unblocked by  attempts that finish; each remote wait has its own deadline
+
+While it steps, attempts go on under the old version; that is the overlap of `async` mode.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import anyio
+import anyio.to_thread
+import structlog
+
+from fd_async.errors import EngineError
+from fd_async.evaluation import evaluate_suite
+from fd_async.pipeline.buffer import Group
+from fd_async.pipeline.checkpoints import write_checkpoint
+from fd_async.pipeline.samples import build_samples, decode_scores
+from fd_async.pipeline.state import Finished, Parts, RunState
+from fd_async.pipeline.steps import StepClock, step_row
+from fd_async.telemetry.lag import LoopLag
+from fd_async.telemetry.sinks import MetricsFile
+from fd_async.types import PushReport, Rollout, StagedWeights
+
+log = structlog.get_logger(__name__)
+
+
+class TrainingLoop:
+    """Owns the gradient steps of a run."""
+
+    def __init__(
+        self,
+        parts: Parts,
+        state: RunState,
+        *,
+        metrics: MetricsFile,
+        lag: LoopLag,
+        config_hash: str,
+        probe_ids: list[int],
+    ) -> None:
+        self._parts = parts
+        self._state = state
+        self._metrics = metrics
+        self._lag = lag
+        self._config_hash = config_hash
+        self._probe_ids = probe_ids
+        self._checkpointed: int | None = None
+        self._evaluated: int | None = None
+        """Steps of the last checkpoint and of the last full evaluation."""
+
+    async def start(self) -> None:
+        """Serve exactly the learner's weights, then evaluate them."""
+        state, config = self._state, self._parts.config
+        state.phase = "first push"
+        with self._at("push", "pushing"):
+            staged = await self._parts.learner.stage(state.step, self._probe_ids)
+            report = await self._parts.engine.push(staged)
+        log.info(
+            "weights_published", version=report.version, probe_max_abs=report.probe_max_abs, seconds=report.stall_s
+        )
+        if config.eval.at_start and state.step == 0 and self._parts.suites:
+            await self._write_row({"step": 0, "weight_version": 0} | await self._evaluate(full=True))
+
+    async def run(self) -> None:
+        """Take gradient steps until `run.max_steps` or until the run is asked to stop."""
+        state, config = self._state, self._parts.config
+        while state.step < config.run.max_steps and not state.stopping.is_set():
+            state.phase = "training"
+            if not await self._step():
+                break
+            if config.checkpoint.every_steps and state.step % config.checkpoint.every_steps == 0:
+                await self.checkpoint()
+
+    async def finish(self) -> None:
+        """Evaluate the last weights and keep them."""
+        config = self._parts.config
+        await self.checkpoint()
+        if config.eval.at_end and self._parts.suites and self._evaluated != self._state.step:
+            await self._write_row(
+                {"step": self._state.step, "weight_version": self._state.step} | await self._evaluate(full=True)
+            )
+
+    async def checkpoint(self) -> None:
+        """Write a checkpoint of the current step unless there is one."""
+        state, config = self._state, self._parts.config
+        if self._checkpointed == state.step:
+            return
+        with self._at("checkpoint", "checkpoint"):
+            folder = await write_checkpoint(
+                self._parts.run_dir / "checkpoints",
+                state.step,
+                algorithm=config.algorithm.type,
+                ranks=config.learner.ranks,
+                config_hash=self._config_hash,
+                keep_last=config.checkpoint.keep_last,
+                min_free_gib=config.checkpoint.min_free_gib,
+                save=self._parts.learner.save,
+            )
+        self._checkpointed = state.step
+        log.info("checkpoint_written", step=state.step, folder=str(folder))
+
+    async def _step(self) -> bool:
+        """Take one gradient step; False when the run was asked to stop while waiting for a batch."""
+        state, parts = self._state, self._parts
+        clock = StepClock()
+        groups = await self._cut_or_stop()
+        if groups is None:
+            return False
+        clock.mark("wait_for_batch")
+        step = state.step + 1
+        items = [item for group in groups for item in group.items]
+        with self._at(f"step-{step}", "learning"):
+            samples, facts = await anyio.to_thread.run_sync(
+                build_samples, groups, parts.renderer, parts.config, state.step
+            )
+            report = await parts.learner.step(samples, step=step)
+            clock.mark("learn")
+            staged = await parts.learner.stage(step, self._probe_ids)
+            clock.mark("stage")
+        scores = await anyio.to_thread.run_sync(decode_scores, items, report.token_deltas, parts.renderer)
+        await parts.ledger.put_batch(step, [item.rollout.id for item in items], scores)
+        for item in items:
+            state.move_tokens(item.rollout, "trained")
+        state.step = step
+        push = await self._push(staged)
+        clock.mark("push")
+        row = step_row(parts, state, items, report, push, facts, clock, self._lag)
+        every = parts.config.eval.every_steps
+        last = step == parts.config.run.max_steps
+        if push is not None and parts.suites and ((last and parts.config.eval.at_end) or (every and step % every == 0)):
+            row |= await self._evaluate(full=last)
+        await self._write_row(row)
+        return True
+
+    async def _push(self, staged: StagedWeights) -> PushReport | None:
+        """Publish a version; None when the run is stopping, since nothing will be generated from it."""
+        state = self._state
+        if state.stopping.is_set():
+            return None
+        with self._at(f"push-{staged.version}", "pushing"):
+            try:
+                report = await self._parts.engine.push(staged)
+            except EngineError:
+                if state.stopping.is_set():  # a Ctrl-C on a terminal reaches the engine's process too
+                    return None
+                raise
+        await state.buffer.publish(staged.version)
+        return report
+
+    async def _cut_or_stop(self) -> list[Group[Finished]] | None:
+        """Wait for a batch, or for the request to stop."""
+        result = None
+        async with anyio.create_task_group() as tasks:
+
+            async def watch() -> None:
+                await self._state.stopping.wait()
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(watch)
+            result = await self._state.buffer.cut()
+            tasks.cancel_scope.cancel()
+        return result
+
+    async def _evaluate(self, *, full: bool) -> dict[str, float | int | None]:
+        """Evaluate the served weights on every suite; no push happens meanwhile."""
+        parts, state = self._parts, self._state
+        before, state.phase = state.phase, "evaluating"
+        started = time.monotonic()
+
+        async def record(rollout: Rollout) -> None:
+            await parts.ledger.put_rollout(rollout, "evaluated", admitted_version=state.step, step=state.step)
+
+        row: dict[str, float | int | None] = {}
+        for suite, statements in parts.suites.items():
+            limit = 0 if full else parts.config.eval.limit
+            result = await evaluate_suite(
+                suite,
+                statements[:limit] if limit else statements,
+                runner=parts.runner,
+                k=parts.config.eval.k,
+                samples=parts.config.eval.samples,
+                temperature=parts.config.eval.temperature,
+                concurrency=parts.config.rollout.concurrency,
+                record=record,
+                on_stage=state.board.move,
+            )
+            row |= result.metrics()
+        self._evaluated = state.step if full else self._evaluated
+        row["time/eval_s"] = time.monotonic() - started
+        state.phase = before
+        return row
+
+    async def _write_row(self, row: dict[str, float | int | None]) -> None:
+        await self._metrics.append(row)
+        self._state.last_row = row
+        self._state.board.progress()
+        self._parts.progress.step(row)
+
+    @contextmanager
+    def _at(self, item: str, stage: str) -> Iterator[None]:
+        self._state.board.move(item, stage)
+        try:
+            yield
+        finally:
+            self._state.board.move(item, "")

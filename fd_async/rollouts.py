@@ -1,0 +1,205 @@
+"""One attempt, from prompt to verdict; training and evaluation use the same code.
+
+    prompt ids ─▶ generate ─▶ tool calls? ─no─▶ stopped
+                     ▲             │ yes
+                     │             ▼
+              append tool ids ◀─ tools ─▶ proved? ─▶ solved
+
+Invariants: ids go in and ids come out (nothing is decoded and encoded again); tool output counts against the response
+budget and is never a training target; an infrastructure failure ends the attempt as `failed`, not as a reward of 0.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+
+from fd_async.config.schema import RolloutTable
+from fd_async.errors import AlignmentError, VerifierError
+from fd_async.policy.engine import Engine
+from fd_async.rendering import Renderer
+from fd_async.types import Completion, EndReason, Rollout, Ticket, ToolResult, Turn, Verdict, VersionSpan
+from fd_async.verifier.search import Search
+from fd_async.verifier.toolbox import Toolbox
+from fd_async.verifier.verifier import Verifier
+
+StageListener = Callable[[str], None]
+
+
+class _Transcript:
+    """The growing completion of one attempt; every append keeps the parallel lists aligned."""
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self.mask: list[bool] = []
+        self.logprobs: list[float] = []
+        self.spans: list[VersionSpan] = []
+        self.turns: list[Turn] = []
+
+    def append_completion(self, completion: Completion, text: str, seconds: float) -> None:
+        start, length = len(self.ids), len(completion.token_ids)
+        if len(completion.logprobs) != length or sum(s.end - s.start for s in completion.spans) != length:
+            raise AlignmentError(
+                f"engine returned {length} ids, {len(completion.logprobs)} log-probs, {completion.spans}"
+            )
+        self.ids += completion.token_ids
+        self.mask += [True] * length
+        self.logprobs += completion.logprobs
+        self.spans += [VersionSpan(s.version, s.start + start, s.end + start) for s in completion.spans]
+        self.turns.append(Turn(role="assistant", start=start, end=len(self.ids), text=text, seconds=seconds))
+
+    def append_tool(self, ids: list[int], name: str, result: ToolResult) -> None:
+        """Record a tool's answer; `ids` may be empty when the attempt ends with it."""
+        start = len(self.ids)
+        self.ids += ids
+        self.mask += [False] * len(ids)
+        self.logprobs += [0.0] * len(ids)
+        self.turns.append(
+            Turn(
+                role="tool",
+                start=start,
+                end=len(self.ids),
+                text=result.text,
+                tool=name,
+                ok=result.ok,
+                seconds=result.seconds,
+            )  # fmt: skip
+        )
+
+
+class RolloutRunner:
+    """Runs attempts; holds what they share. Safe to call from many tasks at once."""
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        renderer: Renderer,
+        verifier: Verifier,
+        search: Search,
+        config: RolloutTable,
+        scratch: Path,
+    ) -> None:
+        self._engine = engine
+        self._renderer = renderer
+        self._verifier = verifier
+        self._search = search
+        self._config = config
+        self._scratch = scratch
+
+    async def run(self, ticket: Ticket, *, temperature: float, on_stage: StageListener = lambda _: None) -> Rollout:
+        """Run one attempt to its end and return its record.
+
+        Raises:
+            EngineError: the engine died; nothing about this attempt is recorded.
+        """
+        transcript = _Transcript()
+        prompt_ids = await anyio.to_thread.run_sync(self._renderer.student_prompt, ticket.statement)
+        started = time.monotonic()
+        failure = ""
+        end_reason: EndReason = "failed"
+        verdict = Verdict(kind="missing", reason="no file was written")
+        if len(prompt_ids) > self._config.max_prompt_tokens:
+            failure = "prompt_too_long"
+        else:
+            folder = Path(await anyio.to_thread.run_sync(lambda: tempfile.mkdtemp(dir=self._scratch)))
+            try:
+                toolbox = Toolbox(
+                    folder=folder,
+                    statement=ticket.statement,
+                    verifier=self._verifier,
+                    search=self._search,
+                    output_chars=self._config.tool_output_chars,
+                )
+                with anyio.fail_after(self._config.timeout_s):
+                    end_reason = await self._converse(ticket, prompt_ids, transcript, toolbox, temperature, on_stage)
+                    on_stage("tools")
+                    verdict = await toolbox.final_verdict()
+                if verdict.is_proved:
+                    end_reason = "solved"
+                if verdict.is_infrastructure or end_reason == "failed":
+                    end_reason, failure = "failed", "infrastructure"
+            except TimeoutError:
+                end_reason, failure = "failed", "timeout"
+            except VerifierError as error:
+                end_reason, failure = "failed", "infrastructure"
+                verdict = Verdict(kind="infrastructure", reason=str(error))
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await anyio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
+        return Rollout(
+            id=ticket.id,
+            ordinal=ticket.ordinal,
+            sample=ticket.sample,
+            purpose=ticket.purpose,
+            suite=ticket.suite,
+            statement=ticket.statement,
+            prompt_ids=prompt_ids,
+            completion_ids=transcript.ids,
+            sampled_mask=transcript.mask,
+            logprobs=transcript.logprobs,
+            spans=transcript.spans,
+            turns=transcript.turns,
+            verdict=verdict,
+            end_reason=end_reason,
+            failure=failure,
+            seconds=time.monotonic() - started,
+            generate_s=sum(turn.seconds for turn in transcript.turns if turn.role == "assistant"),
+            tool_s=sum(turn.seconds for turn in transcript.turns if turn.role == "tool"),
+        )
+
+    async def _converse(
+        self,
+        ticket: Ticket,
+        prompt_ids: list[int],
+        transcript: _Transcript,
+        toolbox: Toolbox,
+        temperature: float,
+        on_stage: StageListener,
+    ) -> EndReason:
+        """Alternate generation and tools until something ends the attempt."""
+        config, renderer = self._config, self._renderer
+        for turn in range(config.max_turns):
+            budget = config.max_response_tokens - len(transcript.ids)
+            if budget <= 0:
+                return "token_budget"
+            on_stage("generating")
+            started = time.monotonic()
+            completion = await self._engine.generate(
+                prompt_ids + transcript.ids,
+                max_tokens=budget,
+                temperature=temperature,
+                top_p=config.top_p if ticket.purpose == "train" else 1.0,
+                request_id=f"{ticket.id}-t{turn}",
+            )
+            text = renderer.decode(completion.token_ids)
+            transcript.append_completion(completion, text, time.monotonic() - started)
+            if completion.finish_reason == "length":
+                return "token_budget"
+            calls = renderer.parse_tool_calls(text)
+            if not calls:
+                return "stopped"
+            on_stage("tools")
+            results = []
+            for call in calls:
+                result = await toolbox.call(call)
+                results.append((call.name or "malformed", result))
+                if result.verdict is not None and (result.verdict.is_proved or result.verdict.is_infrastructure):
+                    for name, earlier in results:
+                        transcript.append_tool([], name, earlier)
+                    return "solved" if result.verdict.is_proved else "failed"
+            closed = completion.token_ids[-1] in renderer.stop_token_ids
+            ids = await anyio.to_thread.run_sync(
+                lambda results=results, closed=closed: renderer.tool_result_ids(
+                    [r.text for _, r in results], closed=closed
+                )
+            )
+            for index, (name, result) in enumerate(results):  # one block of ids answers all calls of the turn
+                transcript.append_tool(ids if index == 0 else [], name, result)
+        return "turn_budget"

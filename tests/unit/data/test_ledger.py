@@ -1,0 +1,147 @@
+"""The ledger: durable before use, one terminal record, exact rewind."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import anyio
+import msgspec
+import pytest
+
+from fd_async.data.ledger import Ledger, open_ledger, read_attempts
+from fd_async.errors import LedgerError
+from fd_async.types import Feedback, Rollout, Statement, Verdict, VersionSpan
+
+pytestmark = pytest.mark.anyio
+
+
+def make_rollout(ordinal: int, *, sample: int = 0, tokens: int = 3) -> Rollout:
+    return Rollout(
+        id=f"train-{ordinal:07d}-{sample:02d}",
+        ordinal=ordinal,
+        sample=sample,
+        purpose="train",
+        statement=Statement(name="t", formal_statement="theorem t : True :="),
+        prompt_ids=[1, 2],
+        completion_ids=[3] * tokens + [4],
+        sampled_mask=[True] * tokens + [False],
+        logprobs=[-0.5] * tokens + [0.0],
+        spans=[VersionSpan(0, 0, tokens)],
+        turns=[],
+        verdict=Verdict(kind="failed", reason="no"),
+        end_reason="stopped",
+    )
+
+
+async def put(ledger: Ledger, rollout: Rollout, outcome: str = "queued") -> None:
+    await ledger.put_rollout(rollout, outcome, admitted_version=0, step=None)
+
+
+async def test_a_finished_write_survives_kill_9(tmp_path: Path) -> None:
+    """What `put_rollout` returned from is there after the process was killed."""
+    code = (
+        "import anyio, os, sys\n"
+        "from pathlib import Path\n"
+        "from fd_async.data.ledger import open_ledger\n"
+        "from tests.unit.data.test_ledger import make_rollout, put\n"
+        "async def main():\n"
+        "    async with open_ledger(Path(sys.argv[1])) as ledger:\n"
+        "        for i in range(20): await put(ledger, make_rollout(i))\n"
+        "        os.kill(os.getpid(), 9)\n"
+        "anyio.run(main)\n"
+    )
+    path = tmp_path / "ledger.db"
+    done = subprocess.run([sys.executable, "-c", code, str(path)], timeout=60, check=False)
+    assert done.returncode == -9
+    async with open_ledger(path) as ledger:
+        assert [record.rollout.ordinal for record in ledger.queued()] == list(range(20))
+
+
+async def test_concurrent_writes_all_arrive(tmp_path: Path) -> None:
+    """Group commit loses none of many writers."""
+    async with open_ledger(tmp_path / "ledger.db") as ledger:
+        async with anyio.create_task_group() as tasks:
+            for ordinal in range(100):
+                tasks.start_soon(put, ledger, make_rollout(ordinal))
+        assert len(ledger.seen()) == 100
+
+
+async def test_the_same_attempt_is_never_recorded_twice(tmp_path: Path) -> None:
+    """A second record of one training ticket fails, and does not harm its neighbours."""
+    async with open_ledger(tmp_path / "ledger.db") as ledger:
+        await put(ledger, make_rollout(0))
+        with pytest.raises(LedgerError, match="UNIQUE"):
+            await put(ledger, make_rollout(0))
+        await put(ledger, make_rollout(1))
+        assert set(ledger.seen()) == {0, 1}
+
+
+async def test_rewind_queues_batches_after_the_checkpoint_again(tmp_path: Path) -> None:
+    """Batches after the step are forgotten, their attempts and paid feedback are kept."""
+    async with open_ledger(tmp_path / "ledger.db") as ledger:
+        for ordinal in range(4):
+            await put(ledger, make_rollout(ordinal))
+            await ledger.put_feedback(
+                Feedback(
+                    rollout_id=make_rollout(ordinal).id, text="x", provider="p", prompt_hash=f"h{ordinal}", usd=0.5
+                )
+            )
+        await ledger.put_batch(1, [make_rollout(0).id, make_rollout(1).id], {})
+        await ledger.put_batch(2, [make_rollout(2).id], {make_rollout(2).id: (["a"], [0.1])})
+        ledger.rewind(1)
+        queued = ledger.queued()
+        assert [record.rollout.ordinal for record in queued] == [2, 3]
+        assert all(record.feedback is not None for record in queued)
+        assert ledger.spent_usd() == pytest.approx(2.0)
+        await ledger.put_batch(2, [make_rollout(3).id], {})
+        assert ledger.tokens_by_outcome() == {"trained": 9, "queued": 3}
+
+
+async def test_bought_feedback_is_found_by_its_question(tmp_path: Path) -> None:
+    """The key of a question finds the text; another key does not."""
+    async with open_ledger(tmp_path / "ledger.db") as ledger:
+        feedback = Feedback(rollout_id="r", text="1. Do it.", provider="openai", prompt_hash="abc", usd=0.1)
+        await ledger.put_feedback(feedback)
+        assert await ledger.feedback_by_hash("abc") == feedback
+        assert await ledger.feedback_by_hash("abd") is None
+
+
+async def test_attempts_are_read_with_scores_first(tmp_path: Path) -> None:
+    """The report shows scored attempts before the others, with their drop causes."""
+    path = tmp_path / "ledger.db"
+    async with open_ledger(path) as ledger:
+        for ordinal in range(3):
+            await put(ledger, make_rollout(ordinal))
+        await ledger.drop(make_rollout(0).id, "no_known_proof")
+        await ledger.put_batch(1, [make_rollout(1).id], {make_rollout(1).id: (["a", "b"], [0.0, -1.5])})
+        records = read_attempts(path, 10)
+    assert records[0].token_deltas == [0.0, -1.5]
+    assert {record.rollout.ordinal: record.outcome for record in records} == {
+        0: "dropped:no_known_proof", 1: "trained", 2: "queued",
+    }  # fmt: skip
+
+
+async def test_a_file_that_is_no_ledger_is_named(tmp_path: Path) -> None:
+    """The error names the file."""
+    path = tmp_path / "ledger.db"
+    path.write_text("this is no database, only text that is long enough to be looked at")
+    with pytest.raises(LedgerError, match=r"ledger\.db: cannot open"):
+        async with open_ledger(path):
+            pass
+
+
+async def test_a_full_disk_is_reported_to_every_writer(tmp_path: Path) -> None:
+    """A failed commit raises for each waiting write; nothing is reported as written."""
+    path = tmp_path / "ledger.db"
+    async with open_ledger(path) as ledger:
+        await put(ledger, make_rollout(0))
+        pages = ledger._connection.execute("PRAGMA page_count").fetchone()[0]
+        ledger._connection.execute(f"PRAGMA max_page_count={pages}")
+        big = msgspec.structs.replace(make_rollout(1), completion_ids=list(range(10**5)))
+        with pytest.raises(LedgerError, match="full"):
+            await put(ledger, big)
+        assert set(ledger.seen()) == {0}
+    assert sqlite3.connect(path).execute("SELECT COUNT(*) FROM rollouts").fetchone() == (1,)

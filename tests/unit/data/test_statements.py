@@ -1,0 +1,52 @@
+"""Reading statements and the stateless order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fd_async.data.statements import StatementOrder, limit_by_hash, read_statements
+from fd_async.errors import PreflightError
+from fd_async.types import Statement
+
+
+def make_statements(count: int) -> list[Statement]:
+    return [Statement(name=f"t{index}", formal_statement=f"theorem t{index} : True :=") for index in range(count)]
+
+
+def test_every_epoch_contains_every_statement_once() -> None:
+    """Any window of one epoch is a permutation."""
+    order = StatementOrder(make_statements(7), seed=3)
+    epochs = [[order[epoch * 7 + i].name for i in range(7)] for epoch in range(3)]
+    assert all(sorted(names) == [f"t{i}" for i in range(7)] for names in epochs)
+    assert epochs[0] != epochs[1]
+
+
+def test_order_depends_on_the_seed_alone() -> None:
+    """The same seed gives the same statement at an ordinal, whatever was asked before."""
+    first, second = StatementOrder(make_statements(50), 1), StatementOrder(make_statements(50), 1)
+    assert first[120] == second[120]
+    assert [first[i].name for i in range(50)] != [StatementOrder(make_statements(50), 2)[i].name for i in range(50)]
+
+
+def test_bad_row_is_named_by_file_and_line(tmp_path: Path) -> None:
+    """A row without a statement says where it stands."""
+    path = tmp_path / "train.jsonl"
+    path.write_text('{"name": "a", "formal_statement": "theorem a : True :="}\n{"name": "b"}\n')
+    with pytest.raises(PreflightError, match=r"train\.jsonl:2: not a statement"):
+        read_statements(path)
+
+
+def test_repeated_name_is_refused(tmp_path: Path) -> None:
+    """Names are identities."""
+    path = tmp_path / "train.jsonl"
+    path.write_text('{"name": "a", "formal_statement": "theorem a : True :="}\n' * 2)
+    with pytest.raises(PreflightError, match="stands in line 1 too"):
+        read_statements(path)
+
+
+def test_limit_does_not_depend_on_the_order_of_the_file() -> None:
+    """The subset is chosen by hash."""
+    statements = make_statements(30)
+    assert limit_by_hash(statements, 5) == limit_by_hash(statements[::-1], 5)
