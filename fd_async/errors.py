@@ -55,6 +55,8 @@ class FeedbackError(FdError, RuntimeError):
 
     exit_code = 4
     cause = "feedback_error"
+    usd = 0.0
+    """US dollars that the refused answers of this call cost all the same."""
 
 
 class FeedbackRejected(FeedbackError):

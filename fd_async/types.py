@@ -156,6 +156,8 @@ class Rollout(Struct, frozen=True, kw_only=True, omit_defaults=True):
     suite: str = ""
     failure: str = ""
     """Named cause when end_reason is `failed`: `engine`, `infrastructure`, `timeout`, `prompt_too_long`."""
+    final_file: str = ""
+    """The Lean file that the verdict judged, as the model wrote it; empty when there was none."""
     seconds: float = 0.0
     generate_s: float = 0.0
     tool_s: float = 0.0

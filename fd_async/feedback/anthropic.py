@@ -1,0 +1,100 @@
+"""Claude through the official SDK; the only file that imports it.
+
+No sampling arguments are sent: current models refuse them. Hidden thinking is left as the model has it and is paid
+for out of `feedback.max_output_tokens`; only text blocks are read.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+import anthropic
+import anyio
+
+from fd_async.config.schema import FeedbackTable
+from fd_async.errors import FeedbackAccountError
+from fd_async.feedback.failures import Reply, TransientFailure, failure_of
+from fd_async.feedback.remote import GenerateText, StopReason, TextAnswer
+
+_DEFAULT_KEY_ENV: Final = "ANTHROPIC_API_KEY"
+
+_STOP_REASONS: Final[dict[str, StopReason]] = {
+    reason: reason for reason in ("end_turn", "max_tokens", "refusal", "model_context_window_exceeded")
+}
+
+
+@asynccontextmanager
+async def open_anthropic(config: FeedbackTable) -> AsyncIterator[GenerateText]:
+    """Open one client for the whole run.
+
+    Raises:
+        FeedbackAccountError: no key is to be found.
+    """
+    client = await anyio.to_thread.run_sync(_client, config)  # reads certificates and profiles from disk
+    async with client:
+
+        async def generate_text(system: str, user: str, max_tokens: int) -> TextAnswer:
+            try:
+                message = await client.messages.create(
+                    model=config.model,
+                    max_tokens=max_tokens,
+                    system=system,
+                    messages=[{"role": "user", "content": user}],
+                )
+            except anthropic.AnthropicError as error:
+                raise _meaning(error, config, str(client.base_url)) from error
+            return _answer(message)
+
+        yield generate_text
+
+
+def _client(config: FeedbackTable) -> anthropic.AsyncAnthropic:
+    key = os.environ.get(config.api_key_env) if config.api_key_env else None
+    if config.api_key_env and not key:
+        raise FeedbackAccountError(
+            f"{config.api_key_env}, named by feedback.api_key_env, is not set: export the Claude key in it."
+        )
+    client = anthropic.AsyncAnthropic(
+        api_key=key, base_url=config.base_url or None, max_retries=0, timeout=config.request_timeout_s
+    )
+    if client.api_key is None and client.auth_token is None and client.credentials is None:
+        raise FeedbackAccountError(
+            f"No key for Claude: export {_DEFAULT_KEY_ENV}, or name another variable in feedback.api_key_env."
+        )
+    return client
+
+
+def _answer(message: anthropic.types.Message) -> TextAnswer:
+    usage = message.usage
+    return TextAnswer(
+        text="".join(block.text for block in message.content if block.type == "text"),
+        stop_reason=_STOP_REASONS.get(message.stop_reason or "", "other"),
+        input_tokens=usage.input_tokens
+        + (usage.cache_creation_input_tokens or 0)
+        + (usage.cache_read_input_tokens or 0),
+        output_tokens=usage.output_tokens,
+        model=message.model,
+        request_id=message._request_id or "",
+    )
+
+
+def _meaning(error: anthropic.AnthropicError, config: FeedbackTable, address: str) -> Exception:
+    if isinstance(error, anthropic.APIResponseValidationError):
+        return TransientFailure(f"unreadable answer: {error}", maybe_billed=True)
+    if isinstance(error, anthropic.APIStatusError):
+        reply = Reply(
+            status=error.status_code,
+            code=error.error_code or error.type or "",
+            message=error.api_message or error.message,
+            headers=error.response.headers,
+        )
+        return failure_of(reply, config, key_env=config.api_key_env or _DEFAULT_KEY_ENV, address=address)
+    if isinstance(error, anthropic.CredentialsError):
+        return FeedbackAccountError(f"No usable credentials for Claude: {error}. Export {_DEFAULT_KEY_ENV}.")
+    if isinstance(error, anthropic.APITimeoutError):
+        return TransientFailure(f"{address} did not answer in time", maybe_billed=True)
+    cause = error.__cause__ or error
+    return TransientFailure(f"{address} could not be reached or broke off: {type(cause).__name__}: {cause}")

@@ -1,0 +1,148 @@
+"""What a refused or broken request means: worth another try, this attempt's own fault, or the end of the run.
+
+Both SDKs raise by HTTP status, and compatible servers answer with the same statuses, so one table serves all of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+from msgspec import Struct
+
+from fd_async.config.schema import FeedbackTable
+from fd_async.errors import FeedbackAccountError, FeedbackBudgetExceeded, FeedbackError, FeedbackRejected
+
+_TRANSIENT_STATUSES = frozenset({408, 409, 425, 429})
+_SPENT_CODES = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_error"})
+_SPENT_SUFFIX = "spend_limit_reached"  # Claude: enforced_, contract_ and linked_organization_spend_limit_reached
+_SPENT_WORDS = (
+    "usage limits",
+    "credit balance",
+)  # Claude's 400 for a limit the customer set, or no prepaid credit left
+_TOO_LONG_WORDS = ("prompt is too long", "maximum context length", "context_length_exceeded", "context window")
+
+
+class TransientFailure(Exception):
+    """One request failed in a way that another try may cure. Never leaves this room."""
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None, maybe_billed: bool = False) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+        """What the server asked for, seconds."""
+        self.maybe_billed = maybe_billed
+        """The request reached the model, so its input may be on the bill."""
+
+
+class BadRequest(FeedbackRejected):
+    """The provider calls the request itself wrong; ends the run when no answer has ever been usable."""
+
+    cause = "feedback_bad_request"
+
+
+class Reply(Struct, frozen=True, kw_only=True):
+    """An error reply, in the terms that both SDKs share."""
+
+    status: int
+    code: str = ""
+    """The most specific machine-readable code: `enforced_spend_limit_reached`, `insufficient_quota`..."""
+    message: str = ""
+    headers: Mapping[str, str] = {}
+    """Lower-case names."""
+
+
+def rejected(message: str, cause: str) -> FeedbackRejected:
+    """Build a rejection whose `cause` is what the ledger records."""
+    error = FeedbackRejected(message)
+    error.cause = cause
+    return error
+
+
+def failure_of(reply: Reply, config: FeedbackTable, *, key_env: str, address: str) -> Exception:
+    """Say what an error reply means.
+
+    Args:
+        reply: status and body of the refusal.
+        config: for the keys to name in the message.
+        key_env: environment variable that held the API key.
+        address: base URL that was called.
+
+    Returns:
+        `TransientFailure`, or a `FeedbackError` that no retry can cure.
+    """
+    said = f"{address} answered {reply.status}: {_one_line(reply.message) or 'no message'}"
+    if _is_spent(reply):
+        return FeedbackBudgetExceeded(
+            f"The provider's own spending limit is reached ({said}). Raise it there, then continue with --resume."
+        )
+    if reply.status in (401, 403):
+        return FeedbackAccountError(
+            f"The API key is refused ({said}). Check the environment variable {key_env}; feedback.api_key_env can name"
+            " another one."
+        )
+    if reply.status == 404:
+        return FeedbackAccountError(
+            f"The model is not there ({said}). Check feedback.model = {config.model!r} and"
+            f" feedback.base_url = {config.base_url!r}."
+        )
+    return _transient(reply, said) or _rejection(reply, said)
+
+
+def retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """Read `retry-after-ms` or `retry-after` (seconds or an HTTP date); None when absent or unreadable."""
+    milliseconds = _number(headers.get("retry-after-ms"))
+    if milliseconds is not None:
+        return milliseconds / 1000
+    value = headers.get("retry-after")
+    seconds = _number(value)
+    if seconds is not None or value is None:
+        return seconds
+    try:
+        at = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    at = at if at.tzinfo else at.replace(tzinfo=UTC)
+    return max(0.0, (at - datetime.now(UTC)).total_seconds())
+
+
+def _transient(reply: Reply, said: str) -> TransientFailure | None:
+    if reply.status in _TRANSIENT_STATUSES or reply.status >= 500:
+        return TransientFailure(said, retry_after_s=retry_after_s(reply.headers))
+    return None
+
+
+def _rejection(reply: Reply, said: str) -> FeedbackError:
+    text = f"{reply.code} {reply.message}".lower()
+    if reply.status == 413 or any(words in text for words in _TOO_LONG_WORDS):
+        return rejected(
+            f"The attempt is too long for the feedback model ({said}). Lower feedback.max_attempt_chars.",
+            "feedback_context_window",
+        )
+    if "content_filter" in text or "content_policy" in text:
+        return rejected(f"The provider's content filter refused the attempt ({said}).", "feedback_refused")
+    return BadRequest(f"The provider calls the request wrong ({said}).")
+
+
+def _is_spent(reply: Reply) -> bool:
+    message = reply.message.lower()
+    return (
+        reply.status == 402
+        or reply.code in _SPENT_CODES
+        or reply.code.endswith(_SPENT_SUFFIX)
+        or (reply.status == 400 and any(words in message for words in _SPENT_WORDS))
+    )
+
+
+def _number(value: str | None) -> float | None:
+    try:
+        number = float(value) if value is not None else None
+    except ValueError:
+        return None
+    return number if number is not None and math.isfinite(number) and number >= 0 else None
+
+
+def _one_line(text: str, limit: int = 300) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= limit else f"{line[:limit]}..."
