@@ -61,10 +61,20 @@ def run(config: RunConfig, run_dir: Path, resume: int | bool | None = None) -> i
     Raises:
         FdError: with the exit code in `exit_code`; may come inside an ExceptionGroup.
     """
-    return anyio.run(_run, config, run_dir, resume, backend_options={"use_uvloop": True})
+    return anyio.run(run_experiment, config, run_dir, resume, backend_options={"use_uvloop": True})
 
 
-async def _run(config: RunConfig, run_dir: Path, resume: int | bool | None) -> int:
+async def run_experiment(
+    config: RunConfig, run_dir: Path, resume: int | bool | None = None, engine: Engine | None = None
+) -> int:
+    """Do what `run` does inside a running event loop.
+
+    Args:
+        config: as for `run`.
+        run_dir: as for `run`.
+        resume: as for `run`.
+        engine: an open engine of the same model to use instead of a new one; the first push gives it the run's weights.
+    """
     for folder in ("logs", "checkpoints"):
         (run_dir / folder).mkdir(parents=True, exist_ok=True)
     setup_logging(run_dir, config.telemetry.log_level, live=config.telemetry.console == "live")
@@ -81,7 +91,7 @@ async def _run(config: RunConfig, run_dir: Path, resume: int | bool | None) -> i
     try:
         async with AsyncExitStack() as stack:
             state = RunState(config, step)
-            parts = await _open_parts(stack, config, run_dir, checkpoint, step, train, suites, progress)
+            parts = await _open_parts(stack, config, run_dir, checkpoint, step, train, suites, progress, engine)
             metrics = MetricsFile(run_dir / "metrics.jsonl")
             await metrics.open(resume_step=step if resume is not None and resume is not False else None)
             stack.push_async_callback(metrics.aclose)
@@ -107,9 +117,10 @@ async def _open_parts(
     train: Sequence[Statement],
     suites: dict[str, list[Statement]],
     progress: Progress,
+    engine: Engine | None,
 ) -> Parts:
     """Open every part; the stack closes them."""
-    renderer = await anyio.to_thread.run_sync(_load_renderer, config)
+    renderer = await anyio.to_thread.run_sync(load_renderer, config)
     ledger = await stack.enter_async_context(open_ledger(run_dir / "ledger.db"))
     ledger.rewind(step)
     verifier = await stack.enter_async_context(
@@ -117,8 +128,9 @@ async def _open_parts(
     )
     progress.message("starting the learner")
     learner = await stack.enter_async_context(start_learner(config, run_dir=run_dir, resume_from=checkpoint))
-    progress.message("starting vLLM (20 to 30 s on a CPU, minutes for a large model)")
-    engine = await stack.enter_async_context(_engine(config, renderer, run_dir / "logs"))
+    if engine is None:
+        progress.message("starting vLLM (20 to 30 s on a CPU, minutes for a large model)")
+        engine = await stack.enter_async_context(serve(config, renderer, run_dir / "logs"))
     provider = await stack.enter_async_context(
         open_provider(
             config.feedback if config.algorithm.type == "fd" else FeedbackTable(type="constant"),
@@ -152,9 +164,10 @@ async def _open_parts(
 
 
 @asynccontextmanager
-async def _engine(
+async def serve(
     config: RunConfig, renderer: Renderer, log_dir: Path, *, frozen: bool = False
 ) -> AsyncIterator[Engine]:
+    """Open vLLM as `[policy]` says."""
     async with open_engine(
         config.model.path,
         config.policy,
@@ -175,7 +188,7 @@ async def _frozen_copy(
         return None
     log_dir = run_dir / "logs" / "feedback"
     log_dir.mkdir(exist_ok=True)
-    engine = await stack.enter_async_context(_engine(config, renderer, log_dir, frozen=True))
+    engine = await stack.enter_async_context(serve(config, renderer, log_dir, frozen=True))
     numbers = itertools.count()
 
     async def generate_text(system: str, user: str, max_tokens: int) -> TextAnswer:
@@ -203,7 +216,7 @@ async def _frozen_copy(
     return generate_text
 
 
-def _load_renderer(config: RunConfig) -> Renderer:
+def load_renderer(config: RunConfig) -> Renderer:
     return Renderer.load(
         config.model.path,
         tools=TOOL_SCHEMAS,
@@ -254,7 +267,7 @@ def evaluate(config: RunConfig, source: Path | None, *, log_dir: Path) -> list[S
 
 async def _evaluate(config: RunConfig, source: Path | None, log_dir: Path) -> list[SuiteResult]:
     log_dir.mkdir(parents=True, exist_ok=True)
-    renderer = await anyio.to_thread.run_sync(_load_renderer, config)
+    renderer = await anyio.to_thread.run_sync(load_renderer, config)
     suites = read_suites(config)
     if not suites:
         raise PreflightError("data.eval is empty: name a JSONL file of statements, e.g. --set data.eval=FILE")
@@ -270,7 +283,7 @@ async def _evaluate(config: RunConfig, source: Path | None, log_dir: Path) -> li
         verifier = await stack.enter_async_context(
             open_verifier(config.verifier, output_chars=config.rollout.tool_output_chars)
         )
-        engine = await stack.enter_async_context(_engine(config, renderer, log_dir))
+        engine = await stack.enter_async_context(serve(config, renderer, log_dir))
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="fd-rollouts-"))
         runner = RolloutRunner(
             engine=engine,
