@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fd_async.telemetry.metrics import METRICS, StepMetrics, is_documented, percentile
@@ -107,6 +107,7 @@ def test_samples_become_percentiles() -> None:
     assert "feedback/latency_s" not in row
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1), st.floats(0, 100))
 def test_a_percentile_lies_between_the_extremes(values: list[float], q: float) -> None:
     """Interpolation never leaves the data."""
