@@ -11,11 +11,8 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct, field
 
 
-
 def _d(text: str, **limits: float | int) -> Meta:
     return Meta(description=text, **limits)
-
-
 
 
 class Table(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -112,7 +109,8 @@ class RolloutTable(Table):
     timeout_s: Annotated[float, _d("Deadline of a whole attempt, seconds.", gt=0)] = 3600.0
     tool_output_chars: Annotated[int, _d("Longest tool output the model sees, characters.", gt=0)] = 2400
     max_failed_fraction: Annotated[
-        float, _d("End the run when more than this share of the last 256 attempts failed by infrastructure.", gt=0, le=1)
+        float,
+        _d("End the run when more than this share of the last 256 attempts failed by infrastructure.", gt=0, le=1),
     ] = 0.5
 
 
@@ -191,7 +189,7 @@ class Algorithm(Table):
     ema_every: Annotated[int, _d("Gradient steps between teacher updates (fd).", gt=0)] = 5
     anchor_weight: Annotated[
         float,
-        _d("Weight of CE(teacher under feedback, student under feedback), which keeps the teacher able to follow it (fd).", ge=0),
+        _d("Weight of CE(teacher, student) under feedback, which keeps the teacher able to follow it (fd).", ge=0),
     ] = 0.0
     anchor_every: Annotated[int, _d("The anchor is computed on every n-th step (fd).", gt=0)] = 5
     clip_low: Annotated[float, _d("Lower clip of the ratio (grpo).", gt=0, lt=1)] = 0.2

@@ -1,0 +1,167 @@
+"""Rules between keys. Each returns every combination that cannot work, with what to change."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from msgspec import Struct
+
+from fd_async.config.schema import RunConfig
+
+
+class Problem(Struct, frozen=True):
+    """One thing that cannot work."""
+
+    config: RunConfig
+    keys: tuple[str, ...]
+    """The keys it is about, as `table.key`; the message shows the first one that was set."""
+    text: str
+    secret: bool = False
+    """The value must not be printed."""
+
+
+def check(config: RunConfig) -> list[Problem]:
+    """Apply every rule."""
+    return [Problem(config, *found) for rule in _RULES for found in rule(config)]
+
+
+Found = Iterator[tuple[tuple[str, ...], str] | tuple[tuple[str, ...], str, bool]]
+
+
+def _names(config: RunConfig) -> Found:
+    name = config.run.name
+    if not re.fullmatch(r"[A-Za-z0-9][\w.+-]*", name):
+        yield ("run.name",), "must be a plain folder name: letters, digits, `_`, `.`, `+`, `-`"
+    if not config.run.dir:
+        yield ("run.dir",), "must name a folder"
+
+
+def _lengths(config: RunConfig) -> Found:
+    rollout, policy, learner = config.rollout, config.policy, config.learner
+    longest = rollout.max_prompt_tokens + rollout.max_response_tokens
+    if longest > policy.max_model_len:
+        yield (
+            ("rollout.max_response_tokens", "rollout.max_prompt_tokens", "policy.max_model_len"),
+            f"rollout.max_prompt_tokens + rollout.max_response_tokens = {longest} do not fit"
+            f" policy.max_model_len = {policy.max_model_len}",
+        )
+    sample = longest + (config.feedback.max_feedback_tokens if config.algorithm.type == "fd" else 0)
+    if sample > learner.micro_batch_tokens:
+        yield (
+            ("learner.micro_batch_tokens", "rollout.max_response_tokens", "rollout.max_prompt_tokens"),
+            f"one attempt may take {sample} tokens (prompt, response and, for fd, feedback):"
+            f" learner.micro_batch_tokens = {learner.micro_batch_tokens} must hold it",
+        )
+    if 0 < policy.max_num_batched_tokens < policy.max_num_seqs:
+        yield (
+            ("policy.max_num_batched_tokens", "policy.max_num_seqs"),
+            f"must be 0 or at least policy.max_num_seqs = {policy.max_num_seqs}",
+        )
+
+
+def _algorithm(config: RunConfig) -> Found:
+    algorithm, samples = config.algorithm, config.rollout.samples_per_prompt
+    if algorithm.type == "grpo" and samples < 2:
+        yield (
+            ("rollout.samples_per_prompt", "algorithm.type"),
+            "grpo compares the attempts of one statement: at least 2 are needed (the paper takes 5)",
+        )
+    if algorithm.type == "fd" and algorithm.top_k > 4096:
+        yield ("algorithm.top_k",), "at most 4096 (the paper takes 25); the teacher keeps this many per token"
+
+
+def _feedback(config: RunConfig) -> Found:
+    feedback = config.feedback
+    if config.algorithm.type == "fd" and feedback.type in ("anthropic", "openai") and not feedback.model:
+        yield (
+            ("feedback.model", "feedback.type"),
+            f'feedback.type = "{feedback.type}" needs a model, e.g. --config configs/feedback/{feedback.type}.toml',
+        )
+    if feedback.text and feedback.type != "constant":
+        yield ("feedback.text", "feedback.type"), 'is read only where feedback.type = "constant"'
+    prices = feedback.usd_per_million_input_tokens + feedback.usd_per_million_output_tokens
+    if feedback.type == "openai" and feedback.max_usd > 0 and prices == 0:
+        yield (
+            ("feedback.max_usd",),
+            "the spend of an OpenAI-compatible model cannot be counted without"
+            " feedback.usd_per_million_input_tokens and feedback.usd_per_million_output_tokens",
+        )
+
+
+def _addresses(config: RunConfig) -> Found:
+    addresses = {"feedback.base_url": config.feedback.base_url}
+    if config.verifier.backend == "kimina":
+        addresses["verifier.url"] = config.verifier.url
+    for key, url in addresses.items():
+        if url and not re.match(r"https?://[^/\s]+", url):
+            yield (key,), "must start with http:// or https:// and a host"
+
+
+def _secrets(config: RunConfig) -> Found:
+    names = {"feedback.api_key_env": config.feedback.api_key_env, "verifier.api_key_env": config.verifier.api_key_env}
+    for key, name in names.items():
+        if name and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            yield (key,), "takes the NAME of an environment variable, never the key itself", True
+
+
+def _learner(config: RunConfig) -> Found:
+    learner = config.learner
+    attempts = learner.prompts_per_step * config.rollout.samples_per_prompt
+    if attempts < learner.ranks:
+        yield ("learner.ranks", "learner.prompts_per_step"), f"more ranks than the {attempts} attempts of a step"
+    if not all(0 <= beta < 1 for beta in learner.betas):
+        yield ("learner.betas",), "expected two numbers >= 0 and < 1"
+
+
+def _gpus(config: RunConfig) -> Found:
+    policy, learner = config.policy, config.learner
+    engines = policy.tensor_parallel_size * policy.data_parallel_size
+    for key, gpus, needed, source in (
+        ("policy.gpus", policy.gpus, engines, "policy.tensor_parallel_size x policy.data_parallel_size"),
+        ("learner.gpus", learner.gpus, learner.ranks, "learner.ranks"),
+    ):
+        if gpus and len(gpus) != needed:
+            yield (key,), f"{len(gpus)} GPUs for {source} = {needed}; give one index each"
+        if len(set(gpus)) < len(gpus) or any(gpu < 0 for gpu in gpus):
+            yield (key,), "must be different indices >= 0"
+    if bool(policy.gpus) != bool(learner.gpus):
+        yield ("policy.gpus", "learner.gpus"), "name GPUs for both, policy.gpus and learner.gpus, or for neither (CPU)"
+    if policy.push == "nccl" and not policy.gpus:
+        yield ("policy.push",), '"nccl" needs policy.gpus and learner.gpus; on CPU take "shm"'
+    if policy.push == "nccl" and set(policy.gpus) & set(learner.gpus):
+        yield ("policy.push", "policy.gpus", "learner.gpus"), '"nccl" cannot join two processes on one GPU; take "shm"'
+
+
+def _evaluation(config: RunConfig) -> Found:
+    table = config.eval
+    if not table.k or min(table.k) < 1:
+        yield ("eval.k",), "must list at least one k, each >= 1"
+    elif max(table.k) > table.samples:
+        yield ("eval.samples", "eval.k"), f"pass@{max(table.k)} (eval.k) needs at least {max(table.k)} attempts"
+    if table.temperature == 0 and table.samples > 1:
+        yield ("eval.temperature", "eval.samples"), "at temperature 0 all eval.samples attempts are the same; take 1"
+    suites = [config.data.eval] if isinstance(config.data.eval, str) else config.data.eval
+    stems = [Path(suite).stem for suite in suites]
+    if len(set(stems)) < len(stems):
+        yield ("data.eval",), "two files have the same stem, which names the suite"
+
+
+def _engine(config: RunConfig) -> Found:
+    if config.policy.engine == "servers":
+        yield ("policy.engine",), 'is not there yet; take "local"'
+
+
+def _times(config: RunConfig) -> Found:
+    run, feedback = config.run, config.feedback
+    if run.stall_warn_s > run.stall_abort_s:
+        yield ("run.stall_warn_s", "run.stall_abort_s"), f"must not exceed run.stall_abort_s = {run.stall_abort_s:g}"
+    if feedback.request_timeout_s > feedback.deadline_s:
+        yield (
+            ("feedback.request_timeout_s", "feedback.deadline_s"),
+            f"must not exceed feedback.deadline_s = {feedback.deadline_s:g}, which covers all retries",
+        )
+
+
+_RULES = (_names, _lengths, _algorithm, _feedback, _addresses, _secrets, _learner, _gpus, _evaluation, _engine, _times)

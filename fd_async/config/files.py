@@ -1,0 +1,59 @@
+"""The local files and folders that a configuration names."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+
+import msgspec
+
+from fd_async.config.checks import Problem
+from fd_async.config.schema import RunConfig
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+"""Where relative paths are looked for when they are not below the current directory."""
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+
+
+def resolve(config: RunConfig) -> tuple[RunConfig, list[Problem]]:
+    """Make paths that exist only below the checkout absolute, and list what is missing.
+
+    A model path of the form `name` or `owner/name` that is no folder here is a Hugging Face id and not looked up.
+    """
+    missing: list[Problem] = []
+
+    def find(key: str, path: str, kind: str) -> str:
+        for place in (Path(path).expanduser(), CHECKOUT / path):
+            if place.is_dir() if kind == "folder" else place.is_file():
+                return path if place == Path(path) else str(place)
+        missing.append(Problem(config, (key,), f"there is no {kind} {path}{_suggest(path)}"))
+        return path
+
+    data, model = config.data, config.model
+    train = find("data.train", data.train, "file")
+    suites = [find("data.eval", path, "file") for path in ([data.eval] if isinstance(data.eval, str) else data.eval)]
+    start = model.path
+    if not is_hub_id(start):
+        start = find("model.path", start, "folder")
+    init_from = find("model.init_from", model.init_from, "folder") if model.init_from else ""
+    resolved = msgspec.structs.replace(
+        config,
+        data=msgspec.structs.replace(data, train=train, eval=suites),
+        model=msgspec.structs.replace(model, path=start, init_from=init_from),
+    )
+    return resolved, missing
+
+
+def is_hub_id(path: str) -> bool:
+    """True where `model.path` names a model on the Hugging Face hub and not a local folder."""
+    return _HUB_ID.fullmatch(path) is not None and not Path(path).is_dir() and not (CHECKOUT / path).is_dir()
+
+
+def _suggest(path: str) -> str:
+    for folder in (Path(path).parent, CHECKOUT / Path(path).parent):
+        if folder.is_dir():
+            found = difflib.get_close_matches(Path(path).name, [entry.name for entry in folder.iterdir()], n=1)
+            return f"; did you mean {Path(path).parent / found[0]}?" if found else ""
+    return f", nor a folder {Path(path).parent}"
