@@ -27,7 +27,7 @@ from fd_async.evaluation import SuiteResult, evaluate_suite
 from fd_async.feedback.provider import GenerateText, TextAnswer, open_provider
 from fd_async.learner.checkpoints import model_folder
 from fd_async.learner.client import start_learner
-from fd_async.pipeline.checkpoints import find_checkpoint, read_manifest, resolve_init_from
+from fd_async.pipeline.checkpoints import find_checkpoint, forget_after, read_manifest, resolve_init_from
 from fd_async.pipeline.controller import Controller
 from fd_async.pipeline.state import Parts, RunState
 from fd_async.policy.engine import Engine
@@ -92,6 +92,7 @@ async def run_experiment(
         async with AsyncExitStack() as stack:
             state = RunState(config, step)
             parts = await _open_parts(stack, config, run_dir, checkpoint, step, train, suites, progress, engine)
+            forget_after(run_dir / "checkpoints", step)
             metrics = MetricsFile(run_dir / "metrics.jsonl")
             await metrics.open(resume_step=step if resume is not None and resume is not False else None)
             stack.push_async_callback(metrics.aclose)

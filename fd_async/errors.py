@@ -143,3 +143,10 @@ class StallDetected(FdError, TimeoutError):
     """No progress for `run.stall_abort_s`."""
 
     exit_code = 6
+
+
+def first_cause(error: BaseException) -> BaseException:
+    """Return the exception that a group of loops failed with first; a group of one is that one."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

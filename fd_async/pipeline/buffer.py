@@ -109,6 +109,7 @@ class RolloutBuffer(Generic[Item]):
             self._generating += generating
             self._add(ordinal, min(admitted_version, self._version), unresolved)
             self._groups[ordinal].items.extend(items)
+            self._changed.notify_all()
 
     async def ready(self, ordinal: int, item: Item) -> None:
         """Add a finished attempt to its group."""

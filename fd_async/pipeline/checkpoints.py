@@ -81,6 +81,13 @@ def find_checkpoint(root: Path, step: int | None = None) -> Path:
     return found[max(found)]
 
 
+def forget_after(root: Path, step: int) -> None:
+    """Remove the checkpoints after `step`: a resume from there makes another history."""
+    for later, folder in list_checkpoints(root).items():
+        if later > step:
+            shutil.rmtree(folder)
+
+
 def resolve_init_from(text: str) -> Path:
     """Return the checkpoint folder that `model.init_from` names: a run folder (newest) or a checkpoint folder."""
     path = Path(text)

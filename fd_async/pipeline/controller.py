@@ -179,7 +179,7 @@ class Controller:
             "staleness": row.get("staleness/mean"),
             "loss": row.get("loss"),
             "tokens_per_s": tokens_per_s,
-            "usd": self._parts.provider.statistics().usd,
+            "usd": self._parts.provider.statistics()["usd"],
             "eta_s": eta_s,
             "dropped": dict(state.num_dropped),
             "tokens": dict(state.tokens),
@@ -209,10 +209,3 @@ class _Rate:
         done = self._steps[-1][1] - first
         eta_s = (self._steps[-1][0] - started) / done * (max_steps - step) if done else None
         return per_s, eta_s
-
-
-def first_cause(error: BaseException) -> BaseException:
-    """Return the exception that a group of loops failed with first; a group of one is that one."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

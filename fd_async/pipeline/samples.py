@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
 
-from fd_async.algorithms.grpo import group_advantages
+from fd_async.algorithms.advantages import group_advantages, is_flat
 from fd_async.config.schema import RunConfig
 from fd_async.errors import AlignmentError
 from fd_async.pipeline.buffer import Group
@@ -46,7 +46,7 @@ def build_samples(
             advantages = group_advantages(
                 [item.rollout.reward for item in group.items], divide_by_std=config.algorithm.advantage_std
             )
-            zero_variance += not any(advantages)
+            zero_variance += is_flat([item.rollout.reward for item in group.items])
         for item, advantage in zip(group.items, advantages, strict=True):
             age = max(0, version - item.rollout.oldest_version)
             ages.append(age)

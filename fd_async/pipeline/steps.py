@@ -67,8 +67,8 @@ def step_row(
         "loop/lag_p99_ms": lag.p99_ms(),
         "lean/checks": verifier["checks"],
         "lean/infra_errors": verifier["infra_errors"],
-        "feedback/calls": provider.calls,
-        "feedback/usd": provider.usd,
+        "feedback/calls": provider["calls"],
+        "feedback/usd": provider["usd"],
     }
     if parts.config.algorithm.type == "grpo":
         row["grpo/zero_variance_groups"] = facts.zero_variance_groups

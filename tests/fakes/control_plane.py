@@ -1,0 +1,223 @@
+"""Stand-ins for engine, learner, provider, verifier and rollouts: the real controller, buffer and ledger run on them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import msgspec
+
+from fd_async.config.schema import RunConfig
+from fd_async.data.ledger import open_ledger
+from fd_async.data.statements import StatementOrder
+from fd_async.pipeline.controller import Controller
+from fd_async.pipeline.state import Parts, RunState
+from fd_async.telemetry.progress import QuietProgress
+from fd_async.telemetry.sinks import MetricsFile
+from fd_async.types import (
+    Feedback,
+    PushReport,
+    Rollout,
+    StagedWeights,
+    Statement,
+    StepReport,
+    Ticket,
+    TrainingSample,
+    Turn,
+    Verdict,
+    VersionSpan,
+)
+
+
+def make_config(**tables: dict[str, Any]) -> RunConfig:
+    """Return a small configuration; keyword arguments overlay tables."""
+    base: dict[str, dict[str, Any]] = {
+        "run": {"max_steps": 6, "stall_warn_s": 60.0, "stall_abort_s": 60.0},
+        "model": {"path": "none"},
+        "data": {"train": "none"},
+        "learner": {"prompts_per_step": 4},
+        "admission": {"max_staleness": 1},
+        "checkpoint": {"every_steps": 2, "min_free_gib": 0.0},
+        "eval": {"every_steps": 0},
+        "feedback": {"type": "openai", "model": "fake"},
+        "telemetry": {"status_every_s": 0.05},
+    }
+    for table, keys in tables.items():
+        base.setdefault(table, {}).update(keys)
+    return msgspec.convert(base, RunConfig)
+
+
+class FakeRenderer:
+    """Renders a statement to two ids and feedback to one more."""
+
+    def student_prompt(self, statement: Statement) -> list[int]:
+        return [1, 2]
+
+    def teacher_prompt(self, statement: Statement, feedback: str, max_feedback_tokens: int) -> list[int]:
+        return [1, 2, 3] if feedback.strip() else [1, 2]
+
+    def decode(self, ids: list[int]) -> str:
+        return "".join(map(str, ids))
+
+
+class FakeEngine:
+    """Serves nothing; keeps the version that was pushed."""
+
+    def __init__(self) -> None:
+        self.weight_version = -1
+        self.tokens = 0.0
+        self.on_push: Callable[[int], None] = lambda version: None
+
+    async def push(self, staged: StagedWeights) -> PushReport:
+        self.on_push(staged.version)
+        await anyio.sleep(0)
+        self.weight_version = staged.version
+        return PushReport(version=staged.version, stage_s=0, stall_s=0, commit_s=0, probe_s=0, probe_max_abs=0)
+
+    def statistics(self) -> dict[str, float]:
+        return {"running": 0, "waiting": 0, "kv_usage": 0, "tokens_generated": self.tokens}
+
+
+class FakeLearner:
+    """Counts what it is given; its state on disk is the step."""
+
+    def __init__(self) -> None:
+        self.batches: dict[int, list[TrainingSample]] = {}
+        self.on_step: Callable[[int], None] = lambda step: None
+
+    async def step(self, samples: list[TrainingSample], *, step: int) -> StepReport:
+        self.on_step(step)
+        await anyio.sleep(0.002)
+        self.batches[step] = samples
+        return StepReport(step=step, metrics={"loss": 1.0 / step})
+
+    async def stage(self, version: int, probe_ids: list[int]) -> StagedWeights:
+        return StagedWeights(
+            version=version, path="", names=[], dtypes=[], shapes=[], offsets=[], num_bytes=0, sha256="",
+            probe_ids=probe_ids, probe_logprobs=[],
+        )  # fmt: skip
+
+    async def save(self, folder: Path) -> None:
+        (folder / "state").write_text("state")
+
+
+class FakeProvider:
+    """Sells feedback and remembers every sale."""
+
+    def __init__(self) -> None:
+        self.sold = Counter[str]()
+        self.delay_s = 0.0
+        self.on_feedback: Callable[[Rollout], None] = lambda rollout: None
+
+    def key(self, rollout: Rollout) -> str:
+        return f"hash-of-{rollout.id}"
+
+    async def feedback(self, rollout: Rollout) -> Feedback:
+        self.sold[rollout.id] += 1
+        await anyio.sleep(self.delay_s)
+        self.on_feedback(rollout)
+        return Feedback(
+            rollout_id=rollout.id, text="1. Do it.", provider="openai", prompt_hash=self.key(rollout), usd=0.01
+        )
+
+    def statistics(self) -> dict[str, float]:
+        return {"calls": self.sold.total(), "usd": 0.01 * self.sold.total()}
+
+
+class FakeVerifier:
+    """Only its counters are read."""
+
+    def statistics(self) -> dict[str, float]:
+        return {"checks": 0, "infra_errors": 0}
+
+
+class FakeRunner:
+    """Attempts that take a moment; every fifth prompt is solved."""
+
+    def __init__(self, engine: FakeEngine) -> None:
+        self._engine = engine
+        self.started = Counter[str]()
+        self.duration_s: Callable[[Ticket], float] = lambda ticket: 0.001 * (ticket.ordinal % 3)
+        self.failure: Callable[[Ticket], str] = lambda ticket: ""
+
+    async def run(self, ticket: Ticket, *, temperature: float, on_stage: Callable[[str], None]) -> Rollout:
+        self.started[ticket.id] += 1
+        version = self._engine.weight_version
+        on_stage("generating")
+        await anyio.sleep(self.duration_s(ticket))
+        self._engine.tokens += 3
+        failure = self.failure(ticket)
+        solved = ticket.ordinal % 5 == 0 or ticket.sample == 1
+        return Rollout(
+            id=ticket.id,
+            ordinal=ticket.ordinal,
+            sample=ticket.sample,
+            purpose=ticket.purpose,
+            suite=ticket.suite,
+            statement=ticket.statement,
+            prompt_ids=[1, 2],
+            completion_ids=[4, 5, 6],
+            sampled_mask=[True, True, True],
+            logprobs=[-1.0, -1.0, -1.0],
+            spans=[VersionSpan(version, 0, 3)],
+            turns=[Turn(role="assistant", start=0, end=3, text="456")],
+            verdict=Verdict(kind="infrastructure" if failure else "proved" if solved else "failed"),
+            end_reason="failed" if failure else "solved" if solved else "stopped",
+            failure=failure,
+        )
+
+
+class Bench:
+    """A controller on stand-ins; `run` once, then read what happened."""
+
+    def __init__(self, config: RunConfig, run_dir: Path) -> None:
+        self.config = config
+        self.run_dir = run_dir
+        self.engine = FakeEngine()
+        self.learner = FakeLearner()
+        self.provider = FakeProvider()
+        self.runner = FakeRunner(self.engine)
+        for folder in ("logs", "checkpoints"):
+            (run_dir / folder).mkdir(parents=True, exist_ok=True)
+
+    @asynccontextmanager
+    async def controller(self, *, step: int = 0, resume: bool = False) -> AsyncIterator[Controller]:
+        """Open ledger and metrics and yield a controller that starts at `step`."""
+        statements = [Statement(name=f"t{i}", formal_statement=f"theorem t{i} : True :=") for i in range(10)]
+        metrics = MetricsFile(self.run_dir / "metrics.jsonl")
+        await metrics.open(resume_step=step if resume else None)
+        try:
+            async with open_ledger(self.run_dir / "ledger.db") as ledger:
+                ledger.rewind(step)
+                parts = Parts(
+                    config=self.config,
+                    run_dir=self.run_dir,
+                    engine=self.engine,
+                    learner=self.learner,  # type: ignore[arg-type]
+                    renderer=FakeRenderer(),  # type: ignore[arg-type]
+                    verifier=FakeVerifier(),  # type: ignore[arg-type]
+                    provider=self.provider,
+                    ledger=ledger,
+                    runner=self.runner,  # type: ignore[arg-type]
+                    order=StatementOrder(statements, 0),
+                    suites={},
+                    progress=QuietProgress(),
+                )
+                state = RunState(self.config, step)
+                self.state = state
+                yield Controller(parts, state, metrics=metrics, config_hash="x", probe_ids=[1, 2])
+        finally:
+            await metrics.aclose()
+
+    async def run(self, *, step: int = 0, resume: bool = False) -> int:
+        async with self.controller(step=step, resume=resume) as controller:
+            return await controller.run()
+
+    @property
+    def trained(self) -> list[str]:
+        """Rollout ids in the order of training."""
+        return [sample.rollout_id for step in sorted(self.learner.batches) for sample in self.learner.batches[step]]
