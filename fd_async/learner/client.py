@@ -1,0 +1,269 @@
+"""The learner as the controller uses it: start, step, stage, save, export. Imports no torch.
+
+Requests go to all ranks at once and one at a time. Each has a deadline from the configuration; a rank that dies
+ends whatever waits and the `start_learner` block itself with LearnerRankDied.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import anyio
+from anyio.abc import TaskGroup
+
+from fd_async.config.schema import RunConfig
+from fd_async.errors import CheckpointError, FdError, LearnerError, LearnerRankDied, PreflightError
+from fd_async.learner.checkpoints import model_folder, resolve_checkpoint
+from fd_async.learner.link import Export, Message, Reply, Save, Stage, Staged, Start, Step, Stepped
+from fd_async.learner.ranks import RankProcess, accept_all, free_port, spawn
+from fd_async.learner.split import check_alignment, evenly_spaced, split_by_tokens
+from fd_async.types import StagedWeights, StepReport, TrainingSample
+
+FEEDBACK_GAIN_SAMPLES = 8
+"""Rollouts per step on which `teacher/feedback_gain` is measured; each costs one more teacher forward."""
+_DEATH_FOLLOWS_S = 2.0
+"""A peer's death shows as a broken collective elsewhere first; wait this long for the real cause."""
+
+
+class Learner:
+    """Handle of the running ranks; made by `start_learner`."""
+
+    def __init__(self, config: RunConfig, ranks: Sequence[RankProcess], staging: Path) -> None:
+        self._config, self._ranks, self._staging = config, ranks, staging
+        self._lock, self._died = anyio.Lock(), anyio.Event()
+        self._statistics: dict[str, float] = {}
+
+    async def step(self, samples: list[TrainingSample], *, step: int) -> StepReport:
+        """Take gradient step number `step` (the first is 1) on a batch, split over ranks by tokens.
+
+        Raises:
+            AlignmentError: a sample's lengths disagree; nothing was trained.
+            NonFiniteLoss: the loss or its gradient is not a number; weights are untouched.
+            LearnerRankDied: a rank is gone.
+            LearnerError: `learner.step_timeout_s` passed.
+        """
+        is_fd = self._config.algorithm.type == "fd"
+        for sample in samples:
+            check_alignment(sample, needs_teacher=is_fd)
+        score_ids = evenly_spaced(samples, self._config.learner.score_tokens)
+        gain_ids = evenly_spaced(samples, FEEDBACK_GAIN_SAMPLES)
+        shares = split_by_tokens(samples, len(self._ranks))
+        started = time.monotonic()
+        replies = await self._call(
+            lambda rank: Step(step=step, samples=shares[rank], score_ids=score_ids, gain_ids=gain_ids),
+            f"gradient step {step}",
+        )
+        self._statistics |= {"learner/step_s": time.monotonic() - started, "learner/step": step}
+        reports = [reply.report for reply in replies if isinstance(reply, Stepped)]
+        deltas = {name: values for report in reports for name, values in report.token_deltas.items()}
+        return StepReport(step=step, metrics=reports[0].metrics, token_deltas=deltas)
+
+    async def stage(self, version: int, probe_ids: list[int]) -> StagedWeights:
+        """Write the current weights aside for a push and score the probe (at least 2 tokens) with them.
+
+        The file belongs to the learner: the next `stage` removes it.
+        """
+        if len(probe_ids) < 2:
+            raise LearnerError("a probe needs at least 2 token ids")
+        started = time.monotonic()
+        message = Stage(version=version, probe_ids=probe_ids, folder=str(self._staging))
+        replies = await self._call(lambda rank: message, f"staging of weight version {version}")
+        self._statistics["learner/stage_s"] = time.monotonic() - started
+        for reply in replies:
+            if isinstance(reply, Staged) and reply.weights is not None:
+                self._statistics["learner/staged_bytes"] = reply.weights.num_bytes
+                return reply.weights
+        raise LearnerError("no learner rank staged weights")
+
+    async def save(self, folder: Path) -> None:
+        """Write the learner's part of a checkpoint into an existing folder, which the caller renames."""
+        started = time.monotonic()
+        await self._call(lambda rank: Save(folder=str(folder)), f"checkpoint into {folder}")
+        self._statistics["learner/save_s"] = time.monotonic() - started
+
+    async def export(self, folder: Path) -> None:
+        """Write a Hugging Face folder that has been loaded once to prove it."""
+        await self._call(lambda rank: Export(folder=str(folder)), f"export to {folder}")
+
+    def statistics(self) -> dict[str, float]:
+        """Return the latest timings, seconds, and sizes."""
+        return dict(self._statistics)
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the ranks."""
+        return [rank.process.pid for rank in self._ranks]
+
+    async def _call(
+        self, message_for: Callable[[int], Message], what: str, *, key: str = "learner.step_timeout_s"
+    ) -> list[Reply]:
+        """Ask all ranks and collect their replies in rank order."""
+        timeout_s = getattr(self._config.learner, key.removeprefix("learner."))
+        replies: list[Reply | None] = [None] * len(self._ranks)
+
+        async def ask(index: int) -> None:
+            replies[index] = await self._ranks[index].request(message_for(index))
+
+        async with self._lock:
+            try:
+                with anyio.fail_after(timeout_s):
+                    async with anyio.create_task_group() as group:
+                        for index in range(len(self._ranks)):
+                            group.start_soon(ask, index)
+            except TimeoutError:
+                raise await self._timed_out(what, key, timeout_s) from None
+            except BaseExceptionGroup as failures:
+                error = _most_telling(failures)
+                if type(error) is LearnerError:
+                    with anyio.move_on_after(_DEATH_FOLLOWS_S):
+                        await self._died.wait()
+                    error = next((rank.death for rank in self._ranks if rank.death), error)
+                raise error from error.__cause__
+        return [reply for reply in replies if reply is not None]
+
+    async def _timed_out(self, what: str, key: str, timeout_s: float) -> LearnerError:
+        for rank in self._ranks:
+            rank.dump_stacks()
+        logs = ", ".join(str(rank.log_path) for rank in self._ranks)
+        return LearnerError(f"{what} took longer than {key} = {timeout_s:g} s; the stacks of all ranks are in {logs}")
+
+    async def start(self, init_from: Path | None, resume_from: Path | None) -> None:
+        """Have all ranks build their engines and audit themselves; called once by `start_learner`."""
+        message = Start(
+            config=self._config,
+            init_from=str(init_from.absolute()) if init_from else "",
+            resume_from=str(resume_from.absolute()) if resume_from else "",
+        )
+        await self._call(lambda rank: message, "start of the learner", key="learner.start_timeout_s")
+
+    async def watch(self, rank: RankProcess) -> None:
+        """Raise LearnerRankDied as soon as the rank's process ends."""
+        await rank.watch(self._died)
+
+
+@asynccontextmanager
+async def start_learner(config: RunConfig, *, run_dir: Path, resume_from: Path | None = None) -> AsyncIterator[Learner]:
+    """Start the rank processes, wait until they are ready, and end them with the block.
+
+    Weights come from `resume_from` (a checkpoint folder: everything, exactly), else from `model.init_from`
+    (weights alone; the teacher starts equal to them), else from `model.path`. Logs: `run_dir/logs/learner-N.log`.
+
+    Raises:
+        PreflightError: the configuration cannot start here, or the self-audit failed.
+        CheckpointError: `resume_from` or `model.init_from` is missing or does not match.
+        LearnerRankDied: from inside the block too, as soon as a rank ends.
+    """
+    init_from = _preflight(config, resume_from)
+    logs = run_dir / "logs"
+    await anyio.to_thread.run_sync(lambda: logs.mkdir(parents=True, exist_ok=True))
+    with tempfile.TemporaryDirectory(prefix="fd-") as private, _staging_folder() as staging:
+        ranks: list[RankProcess] = []
+        learner = Learner(config, ranks, staging)
+        try:
+            async with anyio.create_task_group() as group:
+                try:
+                    await _spawn_all(config, learner, ranks, Path(private) / "learner.sock", logs, group)
+                    await learner.start(init_from, resume_from)
+                    yield learner
+                finally:
+                    group.cancel_scope.cancel()
+                    with anyio.CancelScope(shield=True):
+                        for rank in ranks:
+                            await rank.end()
+        except BaseExceptionGroup as failures:
+            error = _outcome(failures)
+            raise error from error.__cause__
+
+
+async def _spawn_all(
+    config: RunConfig,
+    learner: Learner,
+    ranks: list[RankProcess],
+    socket_path: Path,
+    logs: Path,
+    group: TaskGroup,
+) -> None:
+    """Start every rank under a watcher and wait for their connections."""
+    timeout_s, port = config.learner.start_timeout_s, free_port()
+    try:
+        with anyio.fail_after(timeout_s):
+            async with await anyio.create_unix_listener(socket_path) as listener:
+                for rank in range(config.learner.ranks):
+                    ranks.append(await spawn(config, rank, port, socket_path, logs / f"learner-{rank}.log"))
+                    group.start_soon(learner.watch, ranks[-1])
+                await accept_all(ranks, listener, group)
+    except TimeoutError:
+        raise LearnerError(
+            f"a learner rank did not connect within learner.start_timeout_s = {timeout_s:g} s; see {logs}/learner-*.log"
+        ) from None
+
+
+def _preflight(config: RunConfig, resume_from: Path | None) -> Path | None:
+    """Refuse what cannot start; return the checkpoint of `model.init_from`, if any."""
+    learner = config.learner
+    if learner.zero_stage == 3:
+        raise PreflightError("learner.zero_stage = 3 is not there yet; use 0, 1 or 2")
+    if learner.gpus and len(learner.gpus) != learner.ranks:
+        raise PreflightError(
+            f"learner.gpus names {len(learner.gpus)} GPUs, learner.ranks = {learner.ranks}; give one GPU per rank"
+        )
+    if resume_from is not None and not model_folder(resume_from).is_dir():
+        raise CheckpointError(f"{resume_from}: no checkpoint to resume from (it has no model/ folder)")
+    return resolve_checkpoint(config.model.init_from) if config.model.init_from else None
+
+
+@contextmanager
+def _staging_folder() -> Iterator[Path]:
+    """Make a private folder in shared memory, and sweep those that dead controllers left behind."""
+    root = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path(tempfile.gettempdir())
+    for old in root.glob("fd_async-*-*"):
+        if not _is_alive(int(old.name.split("-")[1])):
+            shutil.rmtree(old, ignore_errors=True)
+    folder = root / f"fd_async-{os.getpid()}-{secrets.token_hex(4)}"
+    folder.mkdir(mode=0o700)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _leaves(group: BaseExceptionGroup) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
+
+
+def _most_telling(group: BaseExceptionGroup) -> BaseException:
+    """Of what several ranks raised, pick the cause: a death, then a named error, then the rest."""
+
+    def rank(error: BaseException) -> int:
+        return isinstance(error, LearnerRankDied) * 2 + (isinstance(error, FdError) and type(error) is not LearnerError)
+
+    return max(_leaves(group), key=rank)
+
+
+def _outcome(group: BaseExceptionGroup) -> BaseException:
+    """Undo the wrapping of this module's task group: a rank's death first, else what the block raised."""
+    for error in _leaves(group):
+        if isinstance(error, LearnerRankDied):
+            return error
+    return group.exceptions[0] if len(group.exceptions) == 1 else group

@@ -1,0 +1,92 @@
+"""One gradient step on one rank.
+
+Invariant: the loss is a sum over sampled tokens divided by a count over all ranks, so neither micro-batches nor
+ranks change it. Every rank runs the same number of micro-batches; those it lacks are empty, with zero gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from fd_async.config.schema import RunConfig
+from fd_async.errors import AlignmentError, NonFiniteLoss
+from fd_async.learner.batching import MicroBatch
+from fd_async.learner.objectives import FeedbackDistillation, Grpo, StepContext, TrainingEngine
+from fd_async.learner.split import check_alignment, micro_batches
+from fd_async.learner.totals import Stopwatch, Totals, max_over_ranks, sum_over_ranks
+from fd_async.types import StepReport, TrainingSample
+
+
+def learning_rate(step: int, lr: float, warmup_steps: int) -> float:
+    """Rise linearly to `lr` at step `warmup_steps`, then stay; the first step is 1."""
+    return lr * min(1.0, step / warmup_steps) if warmup_steps else lr
+
+
+class Trainer:
+    """Runs gradient steps with an engine and an objective."""
+
+    def __init__(
+        self, config: RunConfig, engine: TrainingEngine, objective: FeedbackDistillation | Grpo, world_size: int
+    ) -> None:
+        self._config, self._engine, self._objective = config, engine, objective
+        self._world_size, self._device = world_size, engine.policy.device
+
+    def step(
+        self,
+        samples: Sequence[TrainingSample],
+        *,
+        step: int,
+        score_ids: Sequence[str] = (),
+        gain_ids: Sequence[str] = (),
+    ) -> StepReport:
+        """Learn from this rank's share of a batch. Collective; totals in the report are those of all ranks.
+
+        Raises:
+            AlignmentError: a sample's lengths differ, or no rank has a sampled token.
+            NonFiniteLoss: on every rank; weights and teacher are as before.
+        """
+        learner = self._config.learner
+        for sample in samples:
+            check_alignment(sample, needs_teacher=isinstance(self._objective, FeedbackDistillation))
+        divisor = self._global_count(samples)
+        batches = [MicroBatch(group, self._device) for group in micro_batches(samples, learner.micro_batch_tokens)]
+        missing = max_over_ranks(len(batches), self._device) - len(batches)
+        context = StepContext(
+            step=step,
+            scale=self._world_size / divisor,
+            totals=Totals(self._objective.totals, self._device),
+            clock=Stopwatch(self._device),
+            score_ids=frozenset(score_ids),
+            gain_ids=frozenset(gain_ids),
+        )
+        for batch in [*batches, *(MicroBatch([], self._device) for _ in range(missing))]:
+            self._objective.run(batch, self._engine, context)
+        sums = context.totals.reduce()
+        if not math.isfinite(sums["loss"] + sums.get("anchor_loss", 0.0)):
+            self._engine.discard_gradients()
+            raise NonFiniteLoss(f"step {step}: the loss is {sums['loss']}; no weight was changed")
+        lr = learning_rate(step, learner.lr, learner.warmup_steps)
+        with context.clock("optimizer"):
+            grad_norm = self._update(step, lr)
+            self._objective.after_update(step, self._engine)
+        metrics = self._objective.metrics(sums, divisor, step)
+        metrics |= {"grad_norm": grad_norm, "lr": lr, "tokens/trained": sums["tokens"]}
+        metrics |= {f"time/{name}_s": seconds for name, seconds in context.clock.seconds.items()}
+        return StepReport(step=step, metrics=metrics, token_deltas=context.token_deltas)
+
+    def _global_count(self, samples: Sequence[TrainingSample]) -> float:
+        """Count what the summed loss is divided by, over all ranks."""
+        tokens, sequences = sum_over_ranks(
+            [sum(sum(sample.sampled_mask) for sample in samples), len(samples)], self._device
+        )
+        if not tokens:
+            raise AlignmentError("the batch holds no sampled token on any rank")
+        return tokens if self._config.algorithm.normalisation == "token_mean" else sequences
+
+    def _update(self, step: int, lr: float) -> float:
+        try:
+            return self._engine.step(lr)
+        except NonFiniteLoss as error:
+            self._engine.discard_gradients()
+            raise NonFiniteLoss(f"step {step}: {error}") from error
