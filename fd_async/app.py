@@ -60,8 +60,14 @@ def run(config: RunConfig, run_dir: Path, resume: int | bool | None = None) -> i
 
     Raises:
         FdError: with the exit code in `exit_code`; may come inside an ExceptionGroup.
+        KeyboardInterrupt: a second signal; nothing was written for it.
     """
-    return anyio.run(run_experiment, config, run_dir, resume, backend_options={"use_uvloop": True})
+    try:
+        return anyio.run(run_experiment, config, run_dir, resume, backend_options={"use_uvloop": True})
+    except BaseExceptionGroup as group:
+        if group.subgroup(KeyboardInterrupt) is not None:
+            raise KeyboardInterrupt from group
+        raise
 
 
 async def run_experiment(

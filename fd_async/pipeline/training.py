@@ -51,6 +51,7 @@ class TrainingLoop:
         self._lag = lag
         self._config_hash = config_hash
         self._probe_ids = probe_ids
+        self._started = time.monotonic()
         self._checkpointed: int | None = None
         self._evaluated: int | None = None
         """Steps of the last checkpoint and of the last full evaluation."""
@@ -198,6 +199,7 @@ class TrainingLoop:
         return row
 
     async def _write_row(self, row: dict[str, float | int | None]) -> None:
+        row["time/elapsed_s"] = time.monotonic() - self._started
         await self._metrics.append(row)
         self._state.last_row = row
         self._state.board.progress()
