@@ -1,0 +1,71 @@
+"""What the judge needs of a Lean: one request, one answer, and four ways to fail.
+
+A backend never judges. `VerifierError` (infrastructure) says nothing about the proof; the other failures were
+caused by the input, twice if the cause was a crash.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from msgspec import Struct
+
+from fd_async.verifier.messages import Message
+
+
+class LeanRequest(Struct, frozen=True):
+    """`body` is compiled under `header`; `probe`, if any, is compiled after it and answered apart."""
+
+    header: str
+    body: str
+    probe: str = ""
+    probe_always: bool = False
+    """Run the probe even after a body with `sorry`; never after one with errors."""
+
+
+class LeanAnswer(Struct, frozen=True):
+    """Positions count from the first line of `body`, or of `probe`.
+
+    `probe` is None when none was asked for, or when the body already failed.
+    """
+
+    messages: list[Message]
+    num_sorries: int
+    seconds: float
+    probe: list[Message] | None = None
+
+    @property
+    def errors(self) -> list[Message]:
+        return [message for message in self.messages if message.is_error]
+
+
+class CheckFailed(Exception):
+    """Base of the failures that belong to the input. `args[0]` is one line."""
+
+
+class CheckTimeout(CheckFailed):
+    """The worker got its whole time and did not finish."""
+
+
+class CheckOutOfMemory(CheckFailed):
+    """Two workers ran out of memory on it."""
+
+
+class CheckCrash(CheckFailed):
+    """Two workers died of it."""
+
+
+class LeanBackend(Protocol):
+    """One Lean to compile with."""
+
+    name: str
+    toolchain: str
+
+    async def run(self, request: LeanRequest) -> LeanAnswer:
+        """Compile; raises CheckFailed or VerifierError."""
+        ...
+
+    def statistics(self) -> Mapping[str, float]:
+        """Counters since the start; gauges `waiting` and `busy`."""
+        ...

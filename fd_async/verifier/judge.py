@@ -1,0 +1,200 @@
+"""The judging ladder: gate, reconstruction, compilation, probe. Every rung gives a typed verdict.
+
+A file is proved only when the text that Lean compiled has our header and our statement, Lean reports no error and
+no `sorry`, and a second command, which the model's text cannot touch, finds that the constant has exactly the
+stated type and rests on allowed axioms alone. Nothing is judged by the wording of a message, except errors in
+which the small checker says that it does not know a feature. Failures of the infrastructure are never verdicts
+about the proof.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from dataclasses import dataclass
+
+from fd_async.errors import VerifierError
+from fd_async.types import Statement, Verdict, VerdictKind
+from fd_async.verifier.backend import (
+    CheckCrash,
+    CheckFailed,
+    CheckOutOfMemory,
+    CheckTimeout,
+    LeanAnswer,
+    LeanBackend,
+    LeanRequest,
+)
+from fd_async.verifier.lexer import LexError, lex
+from fd_async.verifier.messages import UNSUPPORTED, cut, read_axioms, render_messages
+from fd_async.verifier.reconstruct import Goal, Rebuilt, StatementError, read_statement, rebuild
+from fd_async.verifier.source_gate import Violation, inspect_source
+
+MAX_CODE_CHARS = 200_000
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A file that passed the gate, and what is left to find out."""
+
+    goal: Goal
+    rebuilt: Rebuilt
+    has_sorry: bool
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Judges files with one backend. `header` is for statements that bring none."""
+
+    backend: LeanBackend
+    header: str
+    allowed_axioms: frozenset[str]
+    output_chars: int
+
+    def header_of(self, statement: Statement) -> str:
+        return (statement.header or self.header).replace("\r\n", "\n").strip()
+
+    async def judge(self, code: str, statement: Statement) -> Verdict:
+        """Judge one file for one statement; infrastructure failures are a verdict of that kind."""
+        verdict = _Verdicts(self, code, statement)
+        try:
+            prepared = prepare(code, statement, self.header_of(statement))
+        except StatementError as error:
+            return verdict.make("infrastructure", str(error))
+        if isinstance(prepared, Verdict):
+            return verdict.make(prepared.kind, prepared.reason, prepared.output)
+        try:
+            return await self._compile(prepared, statement, verdict)
+        except CheckTimeout as error:
+            return verdict.make("timeout", str(error))
+        except CheckOutOfMemory as error:
+            return verdict.make("out_of_memory", str(error))
+        except CheckCrash as error:
+            return verdict.make("crash", str(error))
+        except VerifierError as error:
+            return verdict.make("infrastructure", str(error))
+
+    async def _compile(self, prepared: Prepared, statement: Statement, verdict: _Verdicts) -> Verdict:
+        rebuilt, goal = prepared.rebuilt, prepared.goal
+        wants_probe = rebuilt.has_theorem and not prepared.has_sorry
+        probe_name = f"fd_probe_{secrets.token_hex(8)}"
+        answer = await self.backend.run(
+            LeanRequest(verdict.header, rebuilt.body, goal.probe(probe_name) if wants_probe else "")
+        )
+        verdict.seconds = answer.seconds
+        output = render_messages(answer.messages, rebuilt.model_line, self.output_chars)
+        errors = answer.errors
+        if errors:
+            if any(rebuilt.is_statement(error.pos.line) for error in errors):
+                await self._demand_statement(goal, verdict.header)
+            unsupported = all(error.data.startswith(UNSUPPORTED) for error in errors)
+            return verdict.make("unsupported" if unsupported else "failed", _one_line(errors[0].data), output)
+        if prepared.has_sorry or answer.num_sorries:
+            return verdict.make("sorry", "the file contains `sorry`", output or "error: the file contains `sorry`")
+        if not rebuilt.has_theorem:
+            reason = f"the file does not state `theorem {goal.name}`"
+            return verdict.make("statement_changed", reason, f"error: {reason}\n{output}".strip())
+        return await self._read_probe(answer, probe_name, goal, verdict, output)
+
+    async def _read_probe(
+        self, answer: LeanAnswer, probe_name: str, goal: Goal, verdict: _Verdicts, output: str
+    ) -> Verdict:
+        probe = answer.probe
+        if probe is None:
+            raise VerifierError("the verifier did not answer the statement probe")
+        errors = [message for message in probe if message.is_error]
+        if errors:
+            await self._demand_statement(goal, verdict.header)
+            reason = f"`{goal.name}` does not have the given statement: {_one_line(errors[0].data)}"
+            return verdict.make("statement_changed", reason, f"error: {reason}")
+        axioms = read_axioms(probe, probe_name)
+        if axioms is None:
+            raise VerifierError(f"unreadable answer to `#print axioms`: {_one_line(str([m.data for m in probe]))}")
+        foreign = sorted(set(axioms) - self.allowed_axioms)
+        if "sorryAx" in foreign:
+            return verdict.make("sorry", "the proof rests on `sorry`", "error: the proof rests on `sorry`")
+        if foreign:
+            reason = f"the proof rests on the axiom `{foreign[0]}`"
+            return verdict.make("axiom", reason, f"error: {reason}")
+        return verdict.make("proved", "", output)
+
+    async def _demand_statement(self, goal: Goal, header: str) -> None:
+        """Make sure that the statement alone compiles and can be probed, so that the model is to blame.
+
+        Raises:
+            VerifierError: It cannot; the data set or the toolchain is at fault.
+        """
+        probe_name = f"fd_probe_{secrets.token_hex(8)}"
+        request = LeanRequest(header, f"{goal.declaration} by sorry", goal.probe(probe_name), probe_always=True)
+        try:
+            answer = await self.backend.run(request)
+        except CheckFailed as error:
+            raise VerifierError(f"the statement `{goal.name}` alone does not compile: {error}") from error
+        errors = answer.errors + [message for message in answer.probe or () if message.is_error]
+        if errors:
+            first = _one_line(errors[0].data)
+            raise VerifierError(f"the statement `{goal.name}` alone does not compile under its header: {first}")
+
+
+class _Verdicts:
+    """Makes verdicts with their provenance."""
+
+    def __init__(self, judge: Judge, code: str, statement: Statement) -> None:
+        self.header = judge.header_of(statement)
+        self.seconds = 0.0
+        self._judge = judge
+        self._file_hash = sha256(code)
+
+    def make(self, kind: VerdictKind, reason: str, output: str | None = None) -> Verdict:
+        text = f"error: {reason}" if output is None and reason else output or ""
+        return Verdict(
+            kind=kind,
+            reason=_one_line(reason),
+            output=cut(text, self._judge.output_chars),
+            backend=self._judge.backend.name,
+            toolchain=self._judge.backend.toolchain,
+            header_hash=sha256(self.header),
+            file_hash=self._file_hash,
+            seconds=self.seconds,
+        )
+
+
+def prepare(code: str, statement: Statement, header: str) -> Prepared | Verdict:
+    """Climb the first two rungs, which need no Lean; a refusal is a verdict without provenance.
+
+    Raises:
+        StatementError: The statement or its header cannot be read.
+    """
+    goal = read_statement(statement)
+    if len(code) > MAX_CODE_CHARS:
+        return Verdict(kind="forbidden", reason=f"the file is longer than {MAX_CODE_CHARS} characters")
+    source = code.replace("\r\n", "\n")
+    try:
+        header_tokens = lex(header)
+    except LexError as error:
+        raise StatementError(f"header of {statement.name!r}: {error}") from error
+    try:
+        tokens = lex(source)
+    except LexError as error:
+        return _refused("forbidden", Violation(str(error), error.position), source)
+    gate = inspect_source(source, tokens, header_tokens)
+    if gate.violation is not None:
+        return _refused("forbidden", gate.violation, source)
+    rebuilt = rebuild(source, tokens, gate, goal)
+    if isinstance(rebuilt, Violation):
+        return _refused("statement_changed", rebuilt, source)
+    return Prepared(goal, rebuilt, gate.has_sorry)
+
+
+def sha256(text: str) -> str:
+    """Hex digest of UTF-8 text; lone surrogates are kept apart instead of failing."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _refused(kind: VerdictKind, violation: Violation, source: str) -> Verdict:
+    line = source.count("\n", 0, violation.position) + 1
+    column = violation.position - (source.rfind("\n", 0, violation.position) + 1)
+    return Verdict(kind=kind, reason=violation.reason, output=f"{line}:{column}: error: {violation.reason}")
+
+
+def _one_line(text: str, max_chars: int = 200) -> str:
+    return cut(" ".join(text.split()), max_chars)

@@ -1,0 +1,132 @@
+"""The three tools of one rollout: write a file, check it, search Mathlib.
+
+Owns the rollout's folder. Names are flat, links are never followed, and what is judged is the text remembered when
+it was written, so nothing can change it in between. The final verdict is that of the last file written.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from anyio import current_time, to_thread
+
+from fd_async.types import Statement, ToolCall, ToolResult, Verdict
+from fd_async.verifier.judge import MAX_CODE_CHARS
+from fd_async.verifier.messages import cut
+from fd_async.verifier.schemas import TOOL_SCHEMAS
+from fd_async.verifier.search import Search
+from fd_async.verifier.verifier import Verifier
+
+_NAME = re.compile(r"[A-Za-z0-9_]{1,64}\.lean")
+_MAX_FILES = 64
+_REQUIRED: dict[str, list[str]] = {
+    schema["function"]["name"]: schema["function"]["parameters"]["required"] for schema in TOOL_SCHEMAS
+}
+
+
+class Toolbox:
+    """Runs tool calls for one rollout, one at a time."""
+
+    def __init__(
+        self, folder: Path, statement: Statement, verifier: Verifier, search: Search, output_chars: int
+    ) -> None:
+        self._folder = folder
+        self._statement = statement
+        self._verifier = verifier
+        self._search = search
+        self._output_chars = output_chars
+        self._files: dict[str, str] = {}
+        self._last_written: str | None = None
+        self.last_output = ""
+        """Compiler output of the newest check, for feedback made of it."""
+
+    async def call(self, call: ToolCall) -> ToolResult:
+        """Run one call; whatever is wrong with it is told to the model."""
+        started = current_time()
+        problem = call.error or _problem(call)
+        if problem:
+            return ToolResult(text=cut(problem, self._output_chars), ok=False, seconds=0.0)
+        if call.name == "lean_write_file":
+            result = await self._write(call.arguments["file_name"], call.arguments["code"])
+        elif call.name == "lean_check_file":
+            result = await self._check(call.arguments["file_name"])
+        else:
+            found, text = await self._search.find(call.arguments["pattern"])
+            result = ToolResult(text=text, ok=found)
+        return ToolResult(
+            text=cut(result.text, self._output_chars),
+            ok=result.ok,
+            seconds=current_time() - started,
+            verdict=result.verdict,
+        )
+
+    async def final_verdict(self) -> Verdict:
+        """Return the verdict of the last file written; judged now if nobody did."""
+        if self._last_written is None:
+            return Verdict(kind="missing", reason="no file was written")
+        return await self._judge(self._files[self._last_written])
+
+    async def _write(self, name: str, code: str) -> ToolResult:
+        if not _NAME.fullmatch(name):
+            text = f"Invalid file name {name[:80]!r}: use letters, digits and underscores, ending in .lean."
+            return ToolResult(text=text, ok=False)
+        if len(code) > MAX_CODE_CHARS:
+            return ToolResult(text=f"The file is too long: at most {MAX_CODE_CHARS} characters.", ok=False)
+        if name not in self._files and len(self._files) >= _MAX_FILES:
+            return ToolResult(text=f"Too many files: at most {_MAX_FILES}.", ok=False)
+        await to_thread.run_sync(_write_flat, self._folder, name, code)
+        self._files[name] = code
+        self._last_written = name
+        return ToolResult(text=f"Wrote {name}.", ok=True)
+
+    async def _check(self, name: str) -> ToolResult:
+        code = self._files.get(name)
+        if code is None:
+            text = f"There is no file {name[:80]!r}. Write it with lean_write_file first."
+            return ToolResult(text=text, ok=False)
+        verdict = await self._judge(code)
+        if verdict.is_proved:
+            return ToolResult(text=f"{name} compiles and proves the theorem.", ok=True, verdict=verdict)
+        if verdict.is_infrastructure:
+            text = "The checker did not answer. The file was not judged."
+            return ToolResult(text=text, ok=False, verdict=verdict)
+        return ToolResult(text=verdict.output or f"error: {verdict.reason}", ok=False, verdict=verdict)
+
+    async def _judge(self, code: str) -> Verdict:
+        verdict = await self._verifier.check(code, self._statement)
+        if not verdict.is_infrastructure:
+            self.last_output = verdict.output
+        return verdict
+
+
+def _problem(call: ToolCall) -> str:
+    """Say what is wrong with a call, or nothing."""
+    required = _REQUIRED.get(call.name)
+    if required is None:
+        return f"Unknown tool {call.name[:80]!r}. The tools are: {', '.join(_REQUIRED)}."
+    arguments: dict[str, Any] = call.arguments
+    for key in required:
+        if key not in arguments:
+            return f"{call.name}: the argument {key!r} is missing."
+        if not isinstance(arguments[key], str):
+            return f"{call.name}: the argument {key!r} must be a string."
+    unknown = sorted(set(arguments) - set(required))
+    if unknown:
+        return f"{call.name}: unknown argument {str(unknown[0])[:80]!r}."
+    return ""
+
+
+def _write_flat(folder: Path, name: str, code: str) -> None:
+    """Write folder/name without following links, neither in the name nor in the folder's last step."""
+    folder.mkdir(parents=True, exist_ok=True)
+    directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+        descriptor = os.open(name, flags, 0o644, dir_fd=directory)
+        with os.fdopen(descriptor, "w", encoding="utf-8", errors="replace", newline="") as file:
+            file.write(code)
+    finally:
+        os.close(directory)
