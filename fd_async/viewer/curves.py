@@ -1,0 +1,149 @@
+"""What the report shows of metrics.jsonl: totals, curves, the evaluation table and the token accounting."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fd_async.analysis.passk import wilson_interval
+
+Row = Mapping[str, Any]
+Point = list[float]
+
+CHARTS: tuple[tuple[str, str, str, tuple[tuple[str, str], ...]], ...] = (
+    ("Loss", "nats/token", "line", (("loss", "loss"), ("anchor", "teacher/anchor_loss"))),
+    ("Policy entropy", "nats/token", "line", (("policy", "policy/entropy"), ("teacher", "teacher/entropy"))),
+    ("Feedback gain", "nats/token", "line", (("log p teacher − log p student", "teacher/feedback_gain"),)),
+    ("Teacher mass in the top K", "share", "line", (("mass", "teacher/topk_mass"),)),
+    ("Staleness", "versions", "line", (("mean", "staleness/mean"), ("max", "staleness/max"))),
+    ("Queue", "samples", "line", (("depth", "queue/depth"),)),
+    ("Tokens per step", "tokens", "line", (("generated", "tokens/generated"), ("trained", "tokens/trained"),
+                                           ("dropped", "tokens/dropped"))),
+    ("Response length", "tokens", "line", (("mean", "train/response_tokens"),)),
+    ("Engine–learner KL", "nats/token", "line", (("k3", "policy/mismatch_kl"),)),
+    ("Gradient norm", "norm", "line", (("before clipping", "grad_norm"),)),
+    ("Event-loop lag, p99", "ms", "line", (("lag", "loop/lag_p99_ms"),)),
+    ("Epistemic words", "per 1k words", "line", (("words", "train/epistemic_per_1k_words"),)),
+)  # fmt: skip
+"""Title, unit, kind and (name, key) of each chart after pass rate and before time; charts without data are left out."""
+
+TIME_PARTS = (
+    ("waiting for a batch", "time/wait_for_batch_s"),
+    ("learning", "time/learn_s"),
+    ("push stall", "time/push_stall_s"),
+    ("evaluation", "time/eval_s"),
+    ("checkpoint", "time/checkpoint_s"),
+)
+
+
+def merge_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Return one row per step in order; of two rows of a step, later values that are not null win."""
+    merged: dict[int, dict[str, Any]] = {}
+    for row in rows:
+        step = int(row.get("step") or 0)
+        known = merged.setdefault(step, {"step": step})
+        known.update({key: value for key, value in row.items() if value is not None or key not in known})
+    return [merged[step] for step in sorted(merged)]
+
+
+def points(rows: Sequence[Row], key: str) -> list[Point]:
+    """Return [step, value] where there is a value."""
+    return [[row["step"], row[key]] for row in rows if row.get(key) is not None]
+
+
+def total(rows: Sequence[Row], key: str) -> float | None:
+    """Return the sum of a counter over all rows, None when no row has it."""
+    values = [row[key] for row in rows if row.get(key) is not None]
+    return sum(values) if values else None
+
+
+def eval_keys(rows: Sequence[Row]) -> list[str]:
+    """Return the `eval/SUITE/pass@K` keys, by suite and then by k."""
+    found = {key for row in rows for key in row if key.startswith("eval/") and "/pass@" in key}
+    return sorted(found, key=lambda key: (key.rpartition("/")[0], int(key.rpartition("@")[2])))
+
+
+def charts(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Return the charts that have data: pass rates first, time last."""
+    passed = [("train", "train/pass_rate")]
+    passed += [(key.removeprefix("eval/"), key) for key in eval_keys(rows)]
+    specs = (("Pass rate", "share", "line", tuple(passed)), *CHARTS)
+    made = [_chart(rows, *spec) for spec in specs]
+    made.append(_time_chart(rows))
+    return [chart for chart in made if chart["series"]]
+
+
+def _chart(rows: Sequence[Row], title: str, unit: str, kind: str, names: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    series = [
+        {
+            "name": name,
+            "points": found,
+            "marks": key.startswith("eval/"),
+            "smooth": not key.startswith("eval/") and not key.endswith("/max"),
+        }
+        for name, key in names
+        if (found := points(rows, key))
+    ]
+    return {"title": title, "unit": unit, "kind": kind, "series": series}
+
+
+def _time_chart(rows: Sequence[Row]) -> dict[str, Any]:
+    """Split each step's wall time; what no part explains is `other`."""
+    timed = [row for row in rows if row.get("time/step_s") is not None]
+    parts = [(name, key) for name, key in TIME_PARTS if any(row.get(key) for row in timed)]
+    series = [
+        {"name": name, "points": [[row["step"], row.get(key) or 0.0] for row in timed], "marks": False, "smooth": False}
+        for name, key in parts
+    ]
+    if timed:
+        rest = [
+            [row["step"], max(0.0, row["time/step_s"] - sum(row.get(key) or 0.0 for _, key in parts))] for row in timed
+        ]
+        series.append({"name": "other", "points": rest, "marks": False, "smooth": False})
+    return {"title": "Where a step's time goes", "unit": "s", "kind": "stack", "series": series}
+
+
+def evaluation(rows: Sequence[Row]) -> dict[str, Any]:
+    """Return the evaluation table: columns, and per evaluated step the shares with 95 % intervals of pass@1."""
+    keys = eval_keys(rows)
+    table = []
+    for row in rows:
+        cells = []
+        for key in keys:
+            value, suite = row.get(key), key.rpartition("/")[0]
+            num = row.get(f"{suite}/statements")
+            interval = wilson_interval(round(value * num), num) if value is not None and num and _at_1(key) else None
+            cells.append({"value": value, "interval": interval})
+        if any(cell["value"] is not None for cell in cells):
+            table.append({"step": row["step"], "cells": cells})
+    return {"columns": [key.removeprefix("eval/") for key in keys], "rows": table}
+
+
+def _at_1(key: str) -> bool:
+    return key.endswith("/pass@1")
+
+
+def accounting(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Return where every generated training token went: name, tokens, share, and whether the books close."""
+    generated = total(rows, "tokens/generated") or 0
+    trained = total(rows, "tokens/trained") or 0
+    dropped = total(rows, "tokens/dropped") or 0
+    prefix = "tokens/dropped/"
+    causes = sorted({key for row in rows for key in row if key.startswith(prefix)})
+    by_cause = {key.removeprefix(prefix): total(rows, key) or 0 for key in causes}
+    lines: list[tuple[str, float, bool]] = [("trained", trained, True)]
+    lines += [(f"dropped: {cause}", tokens, True) for cause, tokens in by_cause.items()]
+    if dropped != sum(by_cause.values()):
+        lines.append(("dropped: other", dropped - sum(by_cause.values()), not by_cause))
+    rest = generated - trained - dropped
+    queued = next((row["tokens/queued"] for row in reversed(rows) if row.get("tokens/queued") is not None), None)
+    if queued is None:
+        lines.append(("queued or in flight (by difference)", rest, rest >= 0))
+    else:
+        lines.append(("queued", queued, True))
+        lines.append(("unaccounted", rest - queued, rest == queued))
+    lines.append(("generated", generated, True))
+    return [
+        {"name": name, "tokens": tokens, "share": tokens / generated if generated else None, "ok": ok}
+        for name, tokens, ok in lines
+    ]
