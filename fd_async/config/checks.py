@@ -18,16 +18,14 @@ class Problem(Struct, frozen=True):
     keys: tuple[str, ...]
     """The keys it is about, as `table.key`; the message shows the first one that was set."""
     text: str
-    secret: bool = False
-    """The value must not be printed."""
 
 
 def check(config: RunConfig) -> list[Problem]:
     """Apply every rule."""
-    return [Problem(config, *found) for rule in _RULES for found in rule(config)]
+    return [Problem(config, keys, text) for rule in _RULES for keys, text in rule(config)]
 
 
-Found = Iterator[tuple[tuple[str, ...], str] | tuple[tuple[str, ...], str, bool]]
+Found = Iterator[tuple[tuple[str, ...], str]]
 
 
 def _names(config: RunConfig) -> Found:
@@ -81,12 +79,12 @@ def _feedback(config: RunConfig) -> Found:
         )
     if feedback.text and feedback.type != "constant":
         yield ("feedback.text", "feedback.type"), 'is read only where feedback.type = "constant"'
-    prices = feedback.usd_per_million_input_tokens + feedback.usd_per_million_output_tokens
-    if feedback.type == "openai" and feedback.max_usd > 0 and prices == 0:
+    prices = (feedback.usd_per_million_input_tokens, feedback.usd_per_million_output_tokens)
+    if feedback.type in ("anthropic", "openai") and feedback.max_usd and not all(prices):
         yield (
             ("feedback.max_usd",),
-            "the spend of an OpenAI-compatible model cannot be counted without"
-            " feedback.usd_per_million_input_tokens and feedback.usd_per_million_output_tokens",
+            "cannot be watched without both prices: set feedback.usd_per_million_input_tokens"
+            " and feedback.usd_per_million_output_tokens",
         )
 
 
@@ -103,7 +101,7 @@ def _secrets(config: RunConfig) -> Found:
     names = {"feedback.api_key_env": config.feedback.api_key_env, "verifier.api_key_env": config.verifier.api_key_env}
     for key, name in names.items():
         if name and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
-            yield (key,), "takes the NAME of an environment variable, never the key itself", True
+            yield (key,), "takes the NAME of an environment variable, never the key itself"
 
 
 def _learner(config: RunConfig) -> Found:
@@ -111,6 +109,8 @@ def _learner(config: RunConfig) -> Found:
     attempts = learner.prompts_per_step * config.rollout.samples_per_prompt
     if attempts < learner.ranks:
         yield ("learner.ranks", "learner.prompts_per_step"), f"more ranks than the {attempts} attempts of a step"
+    if learner.zero_stage == 3:
+        yield ("learner.zero_stage",), "stage 3 is not there yet; take 0, 1 or 2"
     if not all(0 <= beta < 1 for beta in learner.betas):
         yield ("learner.betas",), "expected two numbers >= 0 and < 1"
 

@@ -6,12 +6,13 @@ Secrets are named by environment variable, never written.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct, field
 
 
-def _d(text: str, **limits: float | int) -> Meta:
+def _d(text: str, **limits: Any) -> Meta:
+    """Describe a key; `limits` are gt, ge, lt, le."""
     return Meta(description=text, **limits)
 
 
@@ -19,7 +20,7 @@ class Table(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of every table: immutable, keyword-only, unknown keys refused."""
 
 
-class Run(Table):
+class Run(Table, frozen=True):
     """The run as a whole."""
 
     name: Annotated[str, _d("Run name, the folder under `run.dir`; empty takes the config file's stem.")] = ""
@@ -37,7 +38,7 @@ class Run(Table):
     shutdown_s: Annotated[float, _d("Hard budget for a clean shutdown, seconds.", gt=0)] = 120.0
 
 
-class Model(Table):
+class Model(Table, frozen=True):
     """The policy at step 0."""
 
     path: Annotated[str, _d("Hugging Face id or local folder of the starting model and tokenizer.")]
@@ -56,7 +57,7 @@ class Model(Table):
     )
 
 
-class Data(Table):
+class Data(Table, frozen=True):
     """Statements: JSONL rows with `name`, `formal_statement`, optional `header` and `proof`."""
 
     train: Annotated[str, _d("JSONL file of training statements.")]
@@ -66,7 +67,7 @@ class Data(Table):
     max_train: Annotated[int, _d("Use only the first N training statements by hash of the name; 0 uses all.", ge=0)] = 0
 
 
-class Policy(Table):
+class Policy(Table, frozen=True):
     """Inference with vLLM."""
 
     engine: Annotated[Literal["local", "servers"], _d("`local` runs vLLM in this job; `servers` is not there yet.")] = (
@@ -96,7 +97,7 @@ class Policy(Table):
     ] = 0.05
 
 
-class RolloutTable(Table):
+class RolloutTable(Table, frozen=True):
     """One attempt."""
 
     samples_per_prompt: Annotated[int, _d("Attempts per statement (the group of GRPO).", gt=0)] = 1
@@ -114,7 +115,7 @@ class RolloutTable(Table):
     ] = 0.5
 
 
-class Verifier(Table):
+class Verifier(Table, frozen=True):
     """The judge of proofs."""
 
     backend: Annotated[
@@ -142,7 +143,7 @@ class Verifier(Table):
     api_key_env: Annotated[str, _d("Environment variable with the Kimina key (`kimina`).")] = "LEAN_SERVER_API_KEY"
 
 
-class FeedbackTable(Table):
+class FeedbackTable(Table, frozen=True):
     """Where feedback on an attempt comes from."""
 
     type: Annotated[
@@ -174,7 +175,7 @@ class FeedbackTable(Table):
     ] = 1024
 
 
-class Algorithm(Table):
+class Algorithm(Table, frozen=True):
     """The loss. Docs: docs/architecture.md."""
 
     type: Annotated[Literal["fd", "grpo"], _d("Feedback Distillation or GRPO.")] = "fd"
@@ -201,7 +202,7 @@ class Algorithm(Table):
     ] = 2.0
 
 
-class Learner(Table):
+class Learner(Table, frozen=True):
     """DeepSpeed ranks."""
 
     ranks: Annotated[int, _d("Learner processes.", gt=0)] = 1
@@ -225,7 +226,7 @@ class Learner(Table):
     ] = 4
 
 
-class Admission(Table):
+class Admission(Table, frozen=True):
     """How far rollouts may run ahead of the learner."""
 
     max_staleness: Annotated[
@@ -234,7 +235,7 @@ class Admission(Table):
     queue_size: Annotated[int, _d("Finished samples that wait for the learner; 0 takes one batch.", ge=0)] = 0
 
 
-class Checkpoint(Table):
+class Checkpoint(Table, frozen=True):
     """What survives."""
 
     every_steps: Annotated[int, _d("Gradient steps between checkpoints; 0 writes one only at the end.", ge=0)] = 50
@@ -242,7 +243,7 @@ class Checkpoint(Table):
     min_free_gib: Annotated[float, _d("Refuse to write below this much free disk, GiB.", ge=0)] = 1.0
 
 
-class Eval(Table):
+class Eval(Table, frozen=True):
     """Held-out evaluation."""
 
     every_steps: Annotated[int, _d("Gradient steps between evaluations; 0 evaluates only at start and end.", ge=0)] = 50
@@ -254,7 +255,7 @@ class Eval(Table):
     temperature: Annotated[float, _d("Sampling temperature.", ge=0)] = 1.0
 
 
-class Telemetry(Table):
+class Telemetry(Table, frozen=True):
     """What is shown and kept."""
 
     console: Annotated[
@@ -266,7 +267,7 @@ class Telemetry(Table):
     report_attempts: Annotated[int, _d("Attempts shown in report.html.", gt=0)] = 300
 
 
-class RunConfig(Table, kw_only=True):
+class RunConfig(Table, frozen=True, kw_only=True):
     """The whole configuration; one attribute per TOML table."""
 
     run: Run = Run()

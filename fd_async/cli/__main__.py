@@ -1,0 +1,7 @@
+"""`python -m fd_async.cli COMMAND ...`, what the scripts in bin/ execute."""
+
+import sys
+
+from fd_async.cli.main import main
+
+sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,176 @@
+"""What each command does; every function returns the exit code."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from fd_async.cli.plan import plan
+from fd_async.config.load import dump_toml, load_config
+from fd_async.config.schema import RunConfig
+from fd_async.errors import ConfigError, PreflightError
+
+STARTED = ("ledger.db", "metrics.jsonl", "checkpoints")
+"""What a run folder holds once the run has begun; a folder without them may be used again."""
+
+
+class ErrorLog:
+    """Where the traceback of a failed command goes; nowhere until the run folder is known."""
+
+    def __init__(self) -> None:
+        self.path: Path | None = None
+
+    def write(self, error: BaseException) -> Path | None:
+        """Append the traceback; return the file, or None where there is none."""
+        if self.path is None:
+            return None
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(time.strftime("%Y-%m-%d %H:%M:%S\n"))
+                traceback.print_exception(error, file=file)
+        except OSError as failure:
+            print(f"cannot write {self.path}: {failure.strerror}", file=sys.stderr)
+            return None
+        return self.path
+
+
+def run(arguments: argparse.Namespace, log: ErrorLog) -> int:
+    """Train; refuse to mix with an earlier run of the same name."""
+    options: dict[str, tuple[str, Any]] = {}
+    if arguments.run is not None:
+        options["run.name"] = ("--run", arguments.run)
+    if arguments.max_steps is not None:
+        options["run.max_steps"] = ("--max-steps", arguments.max_steps)
+    config = load_config(*_files(arguments), arguments.set, options=options)
+    run_dir = Path(config.run.dir) / config.run.name
+    if arguments.dry_run:
+        print(dump_toml(config) + "\n" + "".join(f"# {line}\n" for line in plan(config, run_dir)), end="")
+        return 0
+    _refuse_mixing(run_dir, arguments.resume)
+    log.path = run_dir / "logs" / "error.log"
+    from fd_async import app
+
+    return app.run(config, run_dir, arguments.resume)
+
+
+def _files(arguments: argparse.Namespace) -> tuple[Path, list[Path]]:
+    """Return the main file and the overlays; a resumed run brings its own."""
+    if arguments.config:
+        return arguments.config[0], arguments.config[1:]
+    if not arguments.resume:
+        raise ConfigError("--config FILE is missing, e.g. --config configs/tiny_fd.toml")
+    if arguments.run is None:
+        raise ConfigError("--resume needs --config FILE or --run NAME")
+    return _run_folder(arguments.run) / "config.toml", []
+
+
+def _refuse_mixing(run_dir: Path, resume: int | bool | None) -> None:
+    started = [name for name in STARTED if (run_dir / name).exists()]
+    if started and resume is None:
+        raise ConfigError(
+            f"{run_dir} holds an earlier run: add --resume to continue it, take another name with --run, or delete it"
+        )
+    if resume is not None and not started:
+        raise ConfigError(f"{run_dir} holds no run to continue: leave --resume out, or name the run with --run")
+
+
+def check(arguments: argparse.Namespace, log: ErrorLog) -> int:
+    """Print what the configuration needs and whether it is there."""
+    from fd_async import preflight
+
+    config = load_config(arguments.config[0], arguments.config[1:], arguments.set)
+    findings = preflight.inspect(config)
+    width = max(len(finding.name) for finding in findings)
+    for finding in findings:
+        print(f"{finding.state:<8}{finding.name:<{width + 2}}{finding.found}")
+        if finding.advice:
+            print(f"{'':<{width + 10}}-> {finding.advice}")
+    missing = [finding.name for finding in findings if finding.state == "missing"]
+    if missing:
+        raise PreflightError(f"missing: {', '.join(missing)}")
+    print("ready")
+    return 0
+
+
+def evaluate(arguments: argparse.Namespace, log: ErrorLog) -> int:
+    """Print a table of pass@k and, last, one JSON object."""
+    source = _run_folder(arguments.model) if arguments.model else None
+    options: dict[str, tuple[str, Any]] = {}
+    if arguments.suite:
+        options["data.eval"] = ("--suite", [str(path) for path in arguments.suite])
+    if arguments.k:
+        options["eval.k"] = ("--k", _numbers(arguments.k))
+    files = arguments.config or ([_config_of(source)] if source else [])
+    if not files:
+        raise ConfigError("name a RUN or --config FILE, e.g. fd-eval tiny_fd")
+    config = load_config(files[0], files[1:], [*_samples(arguments), *arguments.set], options=options)
+    log_dir = arguments.logs or (source / "logs" / "eval" if source else Path(config.run.dir) / "eval")
+    log.path = log_dir / "error.log"
+    from fd_async import app
+
+    results = app.evaluate(config, source, log_dir=log_dir)
+    for result in results:
+        rates = "  ".join(f"pass@{k} {rate:.3f}" for k, rate in result.pass_at.items())
+        print(f"{result.suite:<24} {rates}  ({result.statements} statements, {result.failed} attempts failed)")
+    print(json.dumps({key: value for result in results for key, value in result.metrics().items()}))
+    return 0
+
+
+def _samples(arguments: argparse.Namespace) -> list[str]:
+    numbers = _numbers(arguments.k) if arguments.k else []
+    return [f"eval.samples={max(numbers)}"] if numbers else []
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f'--k: "{text}" is not a list of numbers, e.g. --k 1,8,32') from None
+
+
+def _config_of(source: Path) -> Path:
+    """Find the resolved configuration of the run that a run or checkpoint folder belongs to."""
+    for folder in (source, *source.parents[:2]):
+        if (folder / "config.toml").is_file():
+            return folder / "config.toml"
+    raise ConfigError(f"{source} has no config.toml: add --config FILE")
+
+
+def export(arguments: argparse.Namespace, log: ErrorLog) -> int:
+    """Write the model of a checkpoint where other tools load it."""
+    run_dir = _run_folder(arguments.run)
+    log.path = run_dir / "logs" / "error.log"
+    from fd_async import app
+
+    print(f"wrote {app.export(run_dir, arguments.step, arguments.to)}")
+    return 0
+
+
+def view(arguments: argparse.Namespace, log: ErrorLog) -> int:
+    """Write report.html anew from what the run has kept."""
+    run_dir = _run_folder(arguments.run)
+    log.path = run_dir / "logs" / "error.log"
+    from fd_async.viewer.report import write_report
+
+    out = arguments.out or run_dir / "report.html"
+    write_report(run_dir, out)
+    print(f"wrote {out}")
+    return 0
+
+
+def _run_folder(name: str) -> Path:
+    """Take a folder, or the name of a run below the usual folder of runs."""
+    runs = Path(msgspec.structs.fields(RunConfig)[0].default.dir)
+    for folder in (Path(name), runs / name):
+        if folder.is_dir():
+            return folder
+    known = sorted(entry.name for entry in runs.iterdir() if entry.is_dir()) if runs.is_dir() else []
+    raise ConfigError(f"there is no run {name}" + (f"; {runs}/ has {', '.join(known)}" if known else ""))

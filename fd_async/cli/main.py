@@ -1,0 +1,107 @@
+"""From arguments to an exit code: finds the command and turns what it raises into one line each."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+
+from fd_async.cli import commands
+from fd_async.cli.parser import COMMANDS, make_parser
+from fd_async.errors import FdError
+
+INTERRUPTED = 130
+
+_COMMANDS = {
+    "run": commands.run,
+    "check": commands.check,
+    "eval": commands.evaluate,
+    "export": commands.export,
+    "view": commands.view,
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `COMMAND ARGUMENTS...`; return the exit code."""
+    if not argv or argv[0] not in COMMANDS:
+        print(f"usage: python -m fd_async.cli {{{','.join(COMMANDS)}}} ...", file=sys.stderr)
+        return 2
+    command = argv[0]
+    arguments = make_parser(command).parse_args(argv[1:])
+    log = commands.ErrorLog()
+    try:
+        return _COMMANDS[command](arguments, log)
+    except KeyboardInterrupt:
+        print(f"fd-{command}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output has left, e.g. `| head`
+        return 0
+    except (Exception, BaseExceptionGroup) as error:
+        return report(error, f"fd-{command}", log, debug=arguments.debug)
+
+
+def report(error: BaseException, prog: str, log: commands.ErrorLog, *, debug: bool) -> int:
+    """Print one line per cause, keep the traceback in the log; return the exit code.
+
+    A task group wraps what its tasks raise: the causes inside are what a person wants to read. The exit code is that of
+    the first cause that fd_async raised on purpose, 1 where all are surprises.
+    """
+    causes = list(_causes(error))
+    if all(isinstance(cause, KeyboardInterrupt) for cause in causes):
+        print(f"{prog}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    written = log.write(error)
+    lines = dict.fromkeys(line for cause in causes for line in _lines(cause))
+    for line in lines:
+        print(f"{prog}: {line}", file=sys.stderr)
+    expected = [cause for cause in causes if isinstance(cause, FdError)]
+    if debug:
+        traceback.print_exception(error)
+    elif written:
+        print(f"{prog}: traceback in {written}", file=sys.stderr)
+    elif not expected:
+        print(f"{prog}: run it again with --debug for the traceback", file=sys.stderr)
+    return expected[0].exit_code if expected else 1
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _causes(inner)
+    else:
+        yield error
+
+
+def _lines(cause: BaseException) -> list[str]:
+    if isinstance(cause, FdError):
+        return str(cause).splitlines() or [type(cause).__name__]
+    frames = traceback.extract_tb(cause.__traceback__)
+    where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    text = str(cause).strip().splitlines()
+    return [f"unexpected {type(cause).__name__}{': ' + text[0] if text else ''}{where}"]
+
+
+def run_main() -> int:
+    """Entry point of fd-run."""
+    return main(["run", *sys.argv[1:]])
+
+
+def check_main() -> int:
+    """Entry point of fd-check."""
+    return main(["check", *sys.argv[1:]])
+
+
+def eval_main() -> int:
+    """Entry point of fd-eval."""
+    return main(["eval", *sys.argv[1:]])
+
+
+def export_main() -> int:
+    """Entry point of fd-export."""
+    return main(["export", *sys.argv[1:]])
+
+
+def view_main() -> int:
+    """Entry point of fd-view."""
+    return main(["view", *sys.argv[1:]])
