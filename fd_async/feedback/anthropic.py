@@ -16,10 +16,11 @@ import anyio
 
 from fd_async.config.schema import FeedbackTable
 from fd_async.errors import FeedbackAccountError
-from fd_async.feedback.failures import Reply, TransientFailure, failure_of
+from fd_async.feedback.failures import UNREADABLE, Reply, TransientFailure, failure_of, unreadable
 from fd_async.feedback.remote import GenerateText, StopReason, TextAnswer
 
 _DEFAULT_KEY_ENV: Final = "ANTHROPIC_API_KEY"
+_NO_KEY: Final = f"No key for Claude: export {_DEFAULT_KEY_ENV}, or name another variable in feedback.api_key_env."
 
 _STOP_REASONS: Final[dict[str, StopReason]] = {
     reason: reason for reason in ("end_turn", "max_tokens", "refusal", "model_context_window_exceeded")
@@ -44,9 +45,11 @@ async def open_anthropic(config: FeedbackTable) -> AsyncIterator[GenerateText]:
                     system=system,
                     messages=[{"role": "user", "content": user}],
                 )
+                return _answer(message)
             except anthropic.AnthropicError as error:
                 raise _meaning(error, config, str(client.base_url)) from error
-            return _answer(message)
+            except UNREADABLE as error:
+                raise unreadable(error, str(client.base_url)) from error
 
         yield generate_text
 
@@ -57,13 +60,14 @@ def _client(config: FeedbackTable) -> anthropic.AsyncAnthropic:
         raise FeedbackAccountError(
             f"{config.api_key_env}, named by feedback.api_key_env, is not set: export the Claude key in it."
         )
-    client = anthropic.AsyncAnthropic(
-        api_key=key, base_url=config.base_url or None, max_retries=0, timeout=config.request_timeout_s
-    )
-    if client.api_key is None and client.auth_token is None and client.credentials is None:
-        raise FeedbackAccountError(
-            f"No key for Claude: export {_DEFAULT_KEY_ENV}, or name another variable in feedback.api_key_env."
+    try:
+        client = anthropic.AsyncAnthropic(
+            api_key=key, base_url=config.base_url or None, max_retries=0, timeout=config.request_timeout_s
         )
+    except anthropic.CredentialsError as error:
+        raise FeedbackAccountError(f"{_NO_KEY} ({error})") from error
+    if client.api_key is None and client.auth_token is None and client.credentials is None:
+        raise FeedbackAccountError(_NO_KEY)
     return client
 
 
@@ -82,8 +86,6 @@ def _answer(message: anthropic.types.Message) -> TextAnswer:
 
 
 def _meaning(error: anthropic.AnthropicError, config: FeedbackTable, address: str) -> Exception:
-    if isinstance(error, anthropic.APIResponseValidationError):
-        return TransientFailure(f"unreadable answer: {error}", maybe_billed=True)
     if isinstance(error, anthropic.APIStatusError):
         reply = Reply(
             status=error.status_code,
@@ -93,7 +95,7 @@ def _meaning(error: anthropic.AnthropicError, config: FeedbackTable, address: st
         )
         return failure_of(reply, config, key_env=config.api_key_env or _DEFAULT_KEY_ENV, address=address)
     if isinstance(error, anthropic.CredentialsError):
-        return FeedbackAccountError(f"No usable credentials for Claude: {error}. Export {_DEFAULT_KEY_ENV}.")
+        return FeedbackAccountError(f"{_NO_KEY} ({error})")
     if isinstance(error, anthropic.APITimeoutError):
         return TransientFailure(f"{address} did not answer in time", maybe_billed=True)
     cause = error.__cause__ or error

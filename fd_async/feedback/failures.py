@@ -5,6 +5,7 @@ Both SDKs raise by HTTP status, and compatible servers answer with the same stat
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -51,6 +52,18 @@ class Reply(Struct, frozen=True, kw_only=True):
     message: str = ""
     headers: Mapping[str, str] = {}
     """Lower-case names."""
+
+
+UNREADABLE = (json.JSONDecodeError, AttributeError, TypeError)
+"""What the SDKs, and reading their loosely checked objects, raise on a body that is no answer: half of one, HTML."""
+
+
+def unreadable(error: Exception, address: str) -> TransientFailure:
+    """Say that an answer came and could not be read."""
+    return TransientFailure(
+        f"{address} sent something that is no answer ({type(error).__name__}: {_one_line(str(error), 100)})",
+        maybe_billed=True,
+    )
 
 
 def rejected(message: str, cause: str) -> FeedbackRejected:

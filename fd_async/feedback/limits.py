@@ -35,7 +35,7 @@ class Window:
         """Return the seconds until `amount` fits, 0 when it fits now."""
         if not self.limit:
             return 0.0
-        while self._entries and self._entries[0].at <= now - self.seconds:
+        while self._entries and self._entries[0].at + self.seconds <= now:
             self._entries.popleft()
         excess = sum(entry.amount for entry in self._entries) + min(amount, self.limit) - self.limit
         for entry in self._entries:

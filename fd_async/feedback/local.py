@@ -72,7 +72,7 @@ def ground_truth(rollout: Rollout) -> str:
     statement = rollout.statement
     if not (statement.proof or "").strip():
         raise rejected(
-            f"{statement.name} has no known proof: feedback.type = 'ground_truth' needs `proof` in the rows of data.train.",
+            f"{statement.name} has no known proof: feedback.type = 'ground_truth' needs `proof` in data.train.",
             "no_known_proof",
         )
     return _example(prove(statement.formal_statement, statement.proof or ""))

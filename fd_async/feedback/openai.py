@@ -18,7 +18,7 @@ from openai.types.chat import ChatCompletion
 
 from fd_async.config.schema import FeedbackTable
 from fd_async.errors import FeedbackAccountError
-from fd_async.feedback.failures import Reply, TransientFailure, failure_of
+from fd_async.feedback.failures import UNREADABLE, Reply, TransientFailure, failure_of, unreadable
 from fd_async.feedback.remote import GenerateText, StopReason, TextAnswer, estimate_tokens
 
 _DEFAULT_KEY_ENV: Final = "OPENAI_API_KEY"
@@ -53,27 +53,32 @@ class _Caller:
         self._config = config
         self._address = str(client.base_url)
         self._limit_name = _LIMIT_NAMES[0] if client.base_url.host == "api.openai.com" else _LIMIT_NAMES[1]
-        self._limit_name_is_settled = False
+        self._has_switched = False
 
     async def generate_text(self, system: str, user: str, max_tokens: int) -> TextAnswer:
         """Send one request; a second one only to learn the name of the token limit."""
         name = self._limit_name
         try:
-            completion = await self._create(system, user, {name: max_tokens})
-        except openai.BadRequestError as error:
-            if self._limit_name_is_settled or not _names_parameter(error, name):
-                raise self._meaning(error) from error
-        except openai.OpenAIError as error:
-            raise self._meaning(error) from error
-        else:
+            try:
+                completion = await self._create(system, user, {name: max_tokens})
+            except openai.BadRequestError as error:
+                if not self._is_wrong_name(error, name):
+                    raise
+                completion = await self._create(system, user, {self._limit_name: max_tokens})
             return self._answer(completion, system, user)
-        other = _LIMIT_NAMES[1 - _LIMIT_NAMES.index(name)]
-        try:
-            completion = await self._create(system, user, {other: max_tokens})
         except openai.OpenAIError as error:
             raise self._meaning(error) from error
-        self._limit_name, self._limit_name_is_settled = other, True
-        return self._answer(completion, system, user)
+        except UNREADABLE as error:
+            raise unreadable(error, self._address) from error
+
+    def _is_wrong_name(self, error: openai.BadRequestError, name: str) -> bool:
+        """Say whether the server wants the other name of the limit; the first to learn it switches for everyone."""
+        if error.param != name and name not in error.message:
+            return False
+        if self._limit_name == name and not self._has_switched:
+            self._limit_name = _LIMIT_NAMES[1 - _LIMIT_NAMES.index(name)]
+            self._has_switched = True
+        return self._limit_name != name
 
     async def _create(self, system: str, user: str, limit: dict[str, int]) -> ChatCompletion:
         return await self._client.chat.completions.create(
@@ -111,8 +116,6 @@ class _Caller:
         )
 
     def _meaning(self, error: openai.OpenAIError) -> Exception:
-        if isinstance(error, openai.APIResponseValidationError):
-            return TransientFailure(f"unreadable answer: {error}", maybe_billed=True)
         if isinstance(error, openai.APIStatusError):
             return self._failure(
                 Reply(
@@ -143,7 +146,3 @@ def _client(config: FeedbackTable) -> openai.AsyncOpenAI:
     return openai.AsyncOpenAI(
         api_key=key or _NO_KEY, base_url=config.base_url or None, max_retries=0, timeout=config.request_timeout_s
     )
-
-
-def _names_parameter(error: openai.BadRequestError, name: str) -> bool:
-    return error.param == name or name in error.message
