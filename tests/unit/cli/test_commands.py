@@ -1,0 +1,238 @@
+"""What the commands print, refuse and return."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import anyio
+import pytest
+
+from fd_async.cli import main
+from fd_async.config.files import CHECKOUT
+from fd_async.errors import EngineDied, FdError, FeedbackBudgetExceeded, LearnerError, StallDetected
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A correct configuration in an empty current folder."""
+    monkeypatch.chdir(tmp_path)
+    model = tmp_path / "model"
+    model.mkdir()
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        (model / name).write_text("{}")
+    (tmp_path / "train.jsonl").write_text("")
+    file = tmp_path / "small.toml"
+    file.write_text(
+        f'[model]\npath = "{model}"\ndtype = "float32"\n[data]\ntrain = "train.jsonl"\n[feedback]\ntype = "constant"\n'
+        '[verifier]\nbackend = "minilean"\n[checkpoint]\nmin_free_gib = 0.0\n[policy]\nkv_cache_gib = 0.1\n'
+    )
+    return file
+
+
+@pytest.fixture
+def app(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Replace the composition root: these tests are about the commands around it."""
+
+    def install(**functions: Callable[..., object]) -> None:
+        module = ModuleType("fd_async.app")
+        vars(module).update(functions)
+        monkeypatch.setitem(sys.modules, "fd_async.app", module)
+        monkeypatch.setattr("fd_async.app", module, raising=False)
+
+    return install
+
+
+def fail(error: BaseException) -> Callable[..., int]:
+    """Make a run that raises."""
+
+    def run(*_: object) -> int:
+        raise error
+
+    return run
+
+
+def test_a_run_gets_the_configuration_its_folder_and_the_options(config: Path, app: Callable[..., None]) -> None:
+    """Options are the last word; the exit code is the run's."""
+    seen: list[object] = []
+    app(run=lambda *given: seen.extend(given) or 130)
+    code = main(["run", "--config", str(config), "--run", "mine", "--max-steps", "3", "--set", "learner.lr=2e-5"])
+    resolved, run_dir, resume = seen
+    assert (code, run_dir, resume) == (130, Path("runs/mine"), None)
+    assert (resolved.run.max_steps, resolved.run.name, resolved.learner.lr) == (3, "mine", 2e-5)
+
+
+def test_a_dry_run_prints_toml_with_the_plan_as_comments(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The output is a configuration again; nothing is written."""
+    assert main(["run", "--config", str(config), "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert tomllib.loads(printed)["learner"]["prompts_per_step"] == 128
+    assert "# step        128 prompts x 1 = 128 attempts, at most 1,310,720 tokens" in printed
+    assert not Path("runs").exists()
+
+
+def test_configuration_problems_are_lines_and_exit_2(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line per problem, no traceback."""
+    assert main(["run", "--config", str(config), "--set", "learner.lr=-1", "--set", "run.mod=x"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith("fd-run: --set: ") for line in lines)
+
+
+def test_an_earlier_run_is_not_mixed_with_a_new_one(
+    config: Path, app: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without --resume a used folder is refused, an unused one is not."""
+    app(run=lambda *_: 0)
+    folder = Path("runs/small")
+    (folder / "logs").mkdir(parents=True)
+    assert main(["run", "--config", str(config)]) == 0
+    (folder / "metrics.jsonl").touch()
+    assert main(["run", "--config", str(config)]) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert main(["run", "--config", str(config), "--resume"]) == 0
+
+
+def test_resume_needs_a_run(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A typo in the name must not start from nothing."""
+    assert main(["run", "--config", str(config), "--resume", "--run", "nope"]) == 2
+    assert "no run to continue" in capsys.readouterr().err
+
+
+def test_a_run_resumes_by_its_name_alone(config: Path, app: Callable[..., None]) -> None:
+    """The run brings its own resolved configuration."""
+    seen: list[object] = []
+    app(run=lambda *given: seen.extend(given) or 0)
+    folder = Path("runs/small")
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "config.toml").write_text(config.read_text() + '[run]\nname = "small"\n')
+    assert main(["run", "--run", "small", "--resume", "40"]) == 0
+    assert seen[1:] == [folder, 40]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [EngineDied("vLLM is gone"), FeedbackBudgetExceeded("spent"), StallDetected("stalled"), LearnerError("nan")],
+)
+def test_a_failure_is_one_line_its_exit_code_and_a_log(
+    error: FdError, config: Path, app: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The traceback goes to the run's log."""
+    app(run=fail(ExceptionGroup("tasks", [ExceptionGroup("inner", [error])])))
+    assert main(["run", "--config", str(config)]) == error.exit_code
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == f"fd-run: {error}"
+    assert second == "fd-run: traceback in runs/small/logs/error.log"
+    assert type(error).__name__ in Path("runs/small/logs/error.log").read_text()
+
+
+def test_a_bug_is_named_with_its_place(
+    config: Path, app: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A surprise is one line too, exit 1, and --debug shows everything."""
+    app(run=fail(KeyError("x")))
+    assert main(["run", "--config", str(config)]) == 1
+    assert "unexpected KeyError: 'x' at " in capsys.readouterr().err
+    assert main(["run", "--config", str(config), "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), BaseExceptionGroup("tasks", [KeyboardInterrupt()])])
+def test_an_interruption_is_130(error: BaseException, config: Path, app: Callable[..., None]) -> None:
+    """Ctrl-C before the run can catch it."""
+    app(run=fail(error))
+    assert main(["run", "--config", str(config)]) == 130
+
+
+def test_a_wrong_option_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """argparse prints its usage first; a person needs the last line."""
+    with pytest.raises(SystemExit) as left:
+        main(["run", "--confg", "x"])
+    assert left.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_run_without_configuration_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    """The first thing people try."""
+    assert main(["run"]) == 2
+    assert "--config configs/tiny_fd.toml" in capsys.readouterr().err
+
+
+def test_evaluation_ends_with_one_json_line(
+    config: Path, app: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--k raises the number of attempts to what it needs."""
+    seen: list[object] = []
+    result = SimpleNamespace(
+        suite="test", pass_at={1: 0.5, 8: 0.75}, statements=4, failed=0, metrics=lambda: {"eval/test/pass@1": 0.5}
+    )
+    app(evaluate=lambda config, source, *, log_dir: seen.extend([config, source, log_dir]) or [result])
+    assert main(["eval", "--config", str(config), "--suite", "train.jsonl", "--k", "1,8"]) == 0
+    resolved, source, log_dir = seen
+    assert (resolved.eval.k, resolved.eval.samples, resolved.data.eval) == ([1, 8], 8, ["train.jsonl"])
+    assert (source, log_dir) == (None, Path("runs/eval"))
+    assert capsys.readouterr().out.splitlines()[-1] == '{"eval/test/pass@1": 0.5}'
+
+
+def test_export_names_what_it_wrote(config: Path, app: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    """A run may be named without its folder."""
+    Path("runs/small").mkdir(parents=True)
+    app(export=lambda run_dir, step, to: to)
+    assert main(["export", "small", "--to", "out", "--step", "3"]) == 0
+    assert capsys.readouterr().out == "wrote out\n"
+    assert main(["export", "smal", "--to", "out"]) == 2
+    assert "runs/ has small" in capsys.readouterr().err
+
+
+def test_check_lists_what_is_there(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A machine that runs these tests can run this configuration."""
+    code = main(["check", "--config", str(config)])
+    printed = capsys.readouterr()
+    assert code == 0, printed
+    assert printed.out.splitlines()[-1] == "ready"
+
+
+def test_check_says_what_is_missing_and_how_to_get_it(
+    config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit 3, every missing thing at once."""
+    monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
+    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.setenv("HOME", "/nonexistent")
+    sets = ["feedback.type=anthropic", "feedback.model=m", "verifier.backend=repl", "verifier.project_dir=none"]
+    assert main(["check", "--config", str(config), *(word for item in sets for word in ("--set", item))]) == 3
+    printed = capsys.readouterr()
+    assert "ANTHROPIC_API_KEY is not set" in printed.out
+    assert "run lean/setup" in printed.out
+    assert printed.err == "fd-check: missing: feedback key, lake, Lake project, Lean REPL\n"
+
+
+def test_commands_answer_without_torch() -> None:
+    """`--help`, a dry run and fd-check must not wait for torch."""
+    script = (
+        "import sys, fd_async.cli, fd_async.preflight, fd_async.cli.parser;"
+        "print(*{'torch', 'vllm', 'deepspeed', 'transformers'} & sys.modules.keys())"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=CHECKOUT, capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "\n", "")
+
+
+async def _raise_in_group(error: BaseException) -> None:
+    async def task() -> None:
+        raise error
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(task)
+
+
+def test_causes_come_out_of_real_task_groups(
+    config: Path, app: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What anyio raises is a group; its inside is what a person reads."""
+    app(run=lambda *_: anyio.run(_raise_in_group, EngineDied("vLLM is gone")))
+    assert main(["run", "--config", str(config)]) == 5
+    assert capsys.readouterr().err.startswith("fd-run: vLLM is gone\n")

@@ -1,0 +1,88 @@
+"""Combinations that cannot work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fd_async.config.load import load_config
+from fd_async.errors import ConfigError
+
+REFUSED = {
+    "rollout.max_response_tokens=9000": "do not fit policy.max_model_len",
+    "learner.micro_batch_tokens=4096": "must hold it",
+    "policy.max_num_batched_tokens=8": "policy.max_num_seqs",
+    "algorithm.type=grpo": "at least 2",
+    "algorithm.top_k=5000": "at most 4096",
+    "feedback.type=anthropic": "needs a model",
+    "feedback.base_url=localhost": "http://",
+    "learner.ranks=500": "more ranks",
+    "learner.zero_stage=3": "not there yet",
+    "learner.betas=[0.9, 1.0]": "< 1",
+    "policy.gpus=[0]": "for neither",
+    "policy.push=nccl": "needs policy.gpus",
+    "eval.k=[0]": "each >= 1",
+    "eval.k=[1, 8]": "at least 8 attempts",
+    "policy.engine=servers": "not there yet",
+    "run.stall_warn_s=9999": "run.stall_abort_s",
+    "run.name=a/b": "plain folder name",
+    "run.name=..": "plain folder name",
+    "feedback.request_timeout_s=999": "feedback.deadline_s",
+    'data.eval=["a/x.jsonl", "b/x.jsonl"]': "same stem",
+}
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """A small correct file."""
+    file = tmp_path / "base.toml"
+    file.write_text('[model]\npath = "a/b"\n[data]\ntrain = "t.jsonl"\n[feedback]\ntype = "constant"\n')
+    return file
+
+
+@pytest.mark.parametrize(("given", "said"), REFUSED.items())
+def test_a_bad_combination_is_refused_with_what_to_change(base: Path, given: str, said: str) -> None:
+    """Each rule speaks about the key that was set."""
+    load_config(base, check_files=False)
+    with pytest.raises(ConfigError) as caught:
+        load_config(base, [], [given], check_files=False)
+    (line,) = str(caught.value).splitlines()
+    assert said in line
+    assert line.startswith(f"--set: {given.split('=')[0]} = ")
+
+
+GPUS = ["policy.gpus=[0]", "learner.gpus=[1]"]
+
+
+@pytest.mark.parametrize(
+    ("sets", "said"),
+    [
+        (["policy.gpus=[0, 1]", "learner.gpus=[2]"], "2 GPUs for"),
+        (["policy.gpus=[0]", "learner.gpus=[0]", "policy.push=nccl"], "one GPU"),
+        (["policy.gpus=[0, 0]", "learner.gpus=[2]", "policy.data_parallel_size=2"], "different"),
+        (["eval.samples=4", "eval.temperature=0"], "the same"),
+        (["feedback.type=openai", "feedback.model=m", "feedback.max_usd=1"], "both prices"),
+        (["feedback.type=lean_output", "feedback.text=hello"], "constant"),
+        (["verifier.backend=kimina", "verifier.url=host:1"], "http://"),
+    ],
+)
+def test_several_keys_may_disagree(base: Path, sets: list[str], said: str) -> None:
+    """Rules that need more than one key to break."""
+    with pytest.raises(ConfigError, match=said):
+        load_config(base, [], sets, check_files=False)
+
+
+@pytest.mark.parametrize(
+    "sets",
+    [
+        [*GPUS, "policy.push=nccl"],
+        ["algorithm.type=grpo", "rollout.samples_per_prompt=5", "feedback.type=anthropic"],
+        ["run.mode=sync"],
+        ["feedback.text="],
+        ["eval.k=[1, 8]", "eval.samples=8"],
+    ],
+)
+def test_what_works_is_accepted(base: Path, sets: list[str]) -> None:
+    """The rules refuse nothing more than they must."""
+    load_config(base, [], sets, check_files=False)
