@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import psutil
 
@@ -46,8 +48,14 @@ class RunningEngine:
     async def close(self) -> None:
         """Shut vLLM down and kill what is still there; never cancelled, never longer than a few seconds more."""
         with anyio.CancelScope(shield=True):
+            if self.llm.output_handler is not None:
+                self.llm.output_handler.cancel()  # else it logs the end of the processes as a failure
             with anyio.move_on_after(_SHUTDOWN_S):
                 await anyio.to_thread.run_sync(self.llm.shutdown, abandon_on_cancel=True)
+            await anyio.lowlevel.checkpoint()  # vLLM closes its sockets in a callback on this loop
+            with anyio.move_on_after(_SHUTDOWN_S):
+                await anyio.to_thread.run_sync(self.llm.engine_core.resources.ctx.destroy, 0, abandon_on_cancel=True)
+            self.llm.shutdown = _do_nothing  # vLLM would call it again when the interpreter ends, and fail
             await anyio.to_thread.run_sync(_kill, self.processes)
 
 
@@ -115,6 +123,9 @@ def engine_arguments(model_path: str, config: Policy, *, dtype: str, seed: int, 
 def _build(arguments: dict[str, Any], environment: dict[str, str], log_file: Path) -> RunningEngine:
     """Import vLLM and start its processes. Blocking, many seconds."""
     before = {process.pid for process in multiprocessing.active_children()}
+    logger = logging.getLogger("vllm")
+    logger.propagate = False
+    logger.addHandler(logging.NullHandler())  # vLLM warns while it is imported, before it sets its handlers
     with temporary_environment(environment):
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
@@ -164,11 +175,15 @@ async def _start(build: Callable[[], RunningEngine]) -> RunningEngine:
     return result
 
 
-def _core_processes(before: set[int]) -> list[psutil.Process]:
+def _do_nothing(timeout: float | None = None) -> None:
+    """Stand in for a shutdown that has happened."""
+
+
+def _core_processes(before: set[int | None]) -> list[psutil.Process]:
     """Return the engine cores that started since `before`, and all their descendants."""
     found: list[psutil.Process] = []
     for child in multiprocessing.active_children():
-        if child.pid is None or child.pid in before or not child.name.startswith(_CORE_NAME):
+        if child.pid in before or not child.name.startswith(_CORE_NAME):
             continue
         try:
             core = psutil.Process(child.pid)

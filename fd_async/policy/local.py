@@ -49,9 +49,7 @@ async def open_engine(
         EngineError: vLLM did not start.
         PreflightError: the checkpoint cannot serve as the contract of pushes.
     """
-    async with running_engine(
-        model_path, config, dtype=dtype, seed=seed, log_dir=log_dir, frozen=frozen
-    ) as running:
+    async with running_engine(model_path, config, dtype=dtype, seed=seed, log_dir=log_dir, frozen=frozen) as running:
         pusher = None
         if not frozen:
             contract = await anyio.to_thread.run_sync(read_contract, model_path)
@@ -146,8 +144,7 @@ class LocalEngine:
                 # The prefix cache is keyed by tokens and salt: a new salt hides everything that old weights computed.
                 self._num_pushes += 1
                 committed = time.perf_counter()
-                with anyio.CancelScope(shield=True):
-                    max_abs = await self._probe(staged)
+                max_abs = await self._probe(staged)
             except (PushFailed, EngineDied) as error:
                 self._fail_all(str(error))
                 raise
@@ -166,7 +163,7 @@ class LocalEngine:
     async def _probe(self, staged: StagedWeights) -> float:
         """Return the largest difference, nats, between the engine's and the learner's log-probs of the probe."""
         try:
-            with anyio.fail_after(self._config.push_timeout_s):
+            with anyio.fail_after(self._config.push_timeout_s, shield=True):
                 scores = await self._score(staged.probe_ids)
         except (TimeoutError, EngineError) as error:
             raise PushFailed(f"push of version {staged.version}: the probe could not be scored: {error}") from error
@@ -230,7 +227,9 @@ class LocalEngine:
                 self._open_requests.discard(scope)
         if scope.cancelled_caught:
             self._refuse_if_suspect()
-            raise EngineError(f"{what}: no end within policy.generate_timeout_s = {self._config.generate_timeout_s:g} s")
+            raise EngineError(
+                f"{what}: no end within policy.generate_timeout_s = {self._config.generate_timeout_s:g} s"
+            )
         self._refuse_if_suspect()
 
     def _refuse_if_suspect(self) -> None:

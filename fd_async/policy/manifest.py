@@ -20,6 +20,9 @@ from msgspec import Struct
 from fd_async.errors import PreflightError, PushRefused
 from fd_async.types import StagedWeights
 
+REFUSED = "fd_async refused the push"
+"""Marks, in the text of a worker's error, that no layer was touched. vLLM passes only text between processes."""
+
 _TORCH_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _ITEM_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 _UNTRAINED_PREFIXES = ("mtp.", "visual.", "model.visual.")
@@ -67,7 +70,9 @@ def read_contract(model: str) -> Contract:
         folder = Path(snapshot_download(model, local_files_only=True, allow_patterns=["*.safetensors*", "*.json"]))
     files = sorted(folder.glob("*.safetensors"))
     if not files:
-        raise PreflightError(f"model.path: {folder} has no *.safetensors file, so a push could not be checked against it")
+        raise PreflightError(
+            f"model.path: {folder} has no *.safetensors file, so a push could not be checked against it"
+        )
     tensors: dict[str, TensorSpec] = {}
     for file in files:
         tensors |= _read_header(file)
@@ -93,7 +98,9 @@ def check_manifest(staged: StagedWeights, contract: Contract, *, in_file: bool =
     Raises:
         PushRefused: names the first few problems.
     """
-    lengths = {len(staged.names), len(staged.dtypes), len(staged.shapes)} | ({len(staged.offsets)} if in_file else set())
+    lengths = {len(staged.names), len(staged.dtypes), len(staged.shapes)} | (
+        {len(staged.offsets)} if in_file else set()
+    )
     if len(lengths) != 1:
         raise PushRefused(f"push of version {staged.version}: names, dtypes, shapes and offsets differ in length")
     problems = _compare(staged, contract)
@@ -163,7 +170,7 @@ def _read_header(file: Path) -> dict[str, TensorSpec]:
             (length,) = struct.unpack("<Q", stream.read(8))
             header = json.loads(stream.read(min(length, _MAX_HEADER_BYTES)))
         return {
-            name: TensorSpec(_TORCH_NAMES.get(entry["dtype"], entry["dtype"]), tuple(entry["shape"]))
+            name: TensorSpec(_TORCH_NAMES.get(entry["dtype"], str(entry["dtype"])), tuple(entry["shape"]))
             for name, entry in header.items()
             if name != "__metadata__"
         }

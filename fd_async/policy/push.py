@@ -14,7 +14,7 @@ import msgspec
 
 from fd_async.config.schema import Policy
 from fd_async.errors import EngineDied, PushFailed, PushRefused
-from fd_async.policy.manifest import Contract, check_file, check_manifest
+from fd_async.policy.manifest import REFUSED, Contract, check_file, check_manifest
 from fd_async.types import StagedWeights
 
 if TYPE_CHECKING:
@@ -43,7 +43,9 @@ class Pusher:
     async def check(self, staged: StagedWeights) -> dict[str, Any]:
         """Return the message for the workers, or raise PushRefused. The engine goes on meanwhile."""
         if len(staged.probe_ids) < 2 or len(staged.probe_logprobs) != len(staged.probe_ids) - 1:
-            raise PushRefused(f"push of version {staged.version}: the probe has no log-prob for each id after the first")
+            raise PushRefused(
+                f"push of version {staged.version}: the probe has no log-prob for each id after the first"
+            )
         in_file = self._config.push == "shm"
         check_manifest(staged, self._contract, in_file=in_file)
         if not in_file:
@@ -115,15 +117,15 @@ class Pusher:
         """Give a phase its deadline, and its errors a type that says what became of the weights."""
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        from fd_async.policy.transfer import REFUSED
-
         try:
             with anyio.fail_after(self._config.push_timeout_s):
                 yield
         except (PushRefused, PushFailed):
             raise
         except TimeoutError as error:
-            raise failure(f"push: {what} took longer than policy.push_timeout_s = {self._config.push_timeout_s:g} s") from error
+            raise failure(
+                f"push: {what} took longer than policy.push_timeout_s = {self._config.push_timeout_s:g} s"
+            ) from error
         except EngineDeadError as error:
             raise EngineDied(f"push: the engine's process died while {what}") from error
         except Exception as error:

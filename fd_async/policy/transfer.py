@@ -25,12 +25,10 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from vllm.platforms import current_platform
 
 from fd_async.errors import PushRefused
-from fd_async.policy.manifest import Contract, FileStamp, check_manifest, read_contract
+from fd_async.policy.manifest import REFUSED, Contract, FileStamp, check_manifest, read_contract
 from fd_async.types import StagedWeights
 
 BACKEND = "fd_shm"
-REFUSED = "fd_async refused the push"
-"""Marks, in the text of a worker's error, that no layer was touched. vLLM passes only text between processes."""
 
 
 @dataclass
@@ -77,7 +75,7 @@ class SharedFileEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
             raise ValueError(f"{REFUSED}: {error}") from error
         with torch.no_grad():
             initialize_layerwise_reload(self.model)
-            self.model.load_weights(_tensors(staged, data, skip_head=self.contract.tied))
+            self.model.load_weights(_tensors(staged, data, skip_head=self.contract.tied))  # pyright: ignore[reportCallIssue]
             finalize_layerwise_reload(self.model, self.model_config)
             if self.contract.tied and current_platform.is_cpu():
                 _repack_heads(self.model)
@@ -96,9 +94,7 @@ def _map_file(staged: StagedWeights, stamp: FileStamp) -> torch.Tensor:
 
 
 def _tensors(staged: StagedWeights, data: torch.Tensor, *, skip_head: bool) -> Iterator[tuple[str, torch.Tensor]]:
-    for name, dtype_name, shape, offset in zip(
-        staged.names, staged.dtypes, staged.shapes, staged.offsets, strict=True
-    ):
+    for name, dtype_name, shape, offset in zip(staged.names, staged.dtypes, staged.shapes, staged.offsets, strict=True):
         if skip_head and name == "lm_head.weight":
             continue
         dtype: torch.dtype = getattr(torch, dtype_name)

@@ -17,8 +17,8 @@ PROBE = [5, 17, 23, 42, 99, 7, 300, 12]
 def tiny_qwen3(folder: Path, **overrides: int) -> Qwen3ForCausalLM:
     """Make a 0.7 M-parameter model with tied embeddings, save it and return it."""
     torch.manual_seed(0)
-    sizes = dict(vocab_size=1024, hidden_size=128, intermediate_size=256, num_hidden_layers=4, head_dim=32)
-    sizes |= dict(num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=4096)
+    sizes = {"vocab_size": 1024, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4, "head_dim": 32}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 4096}
     model = Qwen3ForCausalLM(Qwen3Config(**(sizes | overrides), tie_word_embeddings=True)).eval()
     model.save_pretrained(folder)
     return model

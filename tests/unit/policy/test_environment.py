@@ -1,0 +1,87 @@
+"""What vLLM's processes are started with, and what they do first."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from fd_async.config.schema import Policy
+from fd_async.policy.child import logging_config
+from fd_async.policy.environment import engine_environment, temporary_environment
+from fd_async.policy.launch import engine_arguments
+
+CHILD = """
+import json, logging.config, sys, time
+logging.config.dictConfig(json.loads(sys.argv[1]))
+print("stray output", flush=True)
+logging.getLogger("vllm").info("a record")
+sys.__stderr__.flush()
+time.sleep(60)
+"""
+
+
+def test_the_cpu_engine_gets_threads_that_can_move(tmp_path: Path) -> None:
+    """`cpu_threads` sets their number; bound or spinning threads starve beside a learner."""
+    variables = engine_environment(str(tmp_path), Policy(cpu_threads=2), tmp_path / "logging.json")
+    assert variables["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
+    assert variables["OMP_NUM_THREADS"] == "2"
+    assert variables["HF_HUB_OFFLINE"] == "1"
+    assert "CUDA_VISIBLE_DEVICES" not in variables
+
+
+def test_a_gpu_engine_sees_its_gpus_only(tmp_path: Path) -> None:
+    """`gpus` decides between the CPU build and CUDA; an id of the hub may be downloaded."""
+    variables = engine_environment("Qwen/Qwen3-8B", Policy(gpus=[0, 3]), tmp_path / "logging.json")
+    assert variables["CUDA_VISIBLE_DEVICES"] == "0,3"
+    assert "VLLM_TARGET_DEVICE" not in variables
+    assert "HF_HUB_OFFLINE" not in variables
+
+
+def test_a_frozen_engine_takes_no_weights() -> None:
+    """The transfer engine is there for pushes only."""
+    for frozen in (False, True):
+        arguments = engine_arguments("m", Policy(), dtype="float32", seed=0, frozen=frozen)
+        assert ("weight_transfer_config" in arguments) is not frozen
+
+
+def test_the_environment_is_put_back() -> None:
+    """Nothing that vLLM sets on its way reaches other processes."""
+    before = dict(os.environ)
+    with temporary_environment({"FD_TEST_ONE": "1", "PATH": "/nowhere"}):
+        os.environ["FD_TEST_TWO"] = "2"
+        assert os.environ["PATH"] == "/nowhere"
+    assert dict(os.environ) == before
+
+
+def test_a_child_logs_to_the_file_and_ends_with_the_controller(tmp_path: Path) -> None:
+    """Its stray output goes to the log, it leaves the terminal's group, and it does not outlive its owner."""
+    log = tmp_path / "vllm.log"
+    owner = subprocess.Popen(["sleep", "60"])
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD, logging_config(log, owner.pid)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    try:
+        deadline = time.monotonic() + 20
+        while not (log.exists() and "a record" in log.read_text()):
+            assert time.monotonic() < deadline, "the child wrote nothing"
+            time.sleep(0.02)
+        assert "stray output" in log.read_text()
+        assert os.getsid(child.pid) == child.pid
+        owner.kill()
+        owner.wait()
+        assert child.wait(timeout=20) == -9
+        assert child.communicate() == (b"", b"")
+    finally:
+        for process in (owner, child):
+            process.kill()
+            process.communicate()
+
+
+def test_the_logging_configuration_is_json_for_vllm(tmp_path: Path) -> None:
+    """vLLM reads it from the file that VLLM_LOGGING_CONFIG_PATH names."""
+    config = json.loads(logging_config(tmp_path / "vllm.log", 1))
+    assert config["loggers"]["vllm"]["propagate"] is False
