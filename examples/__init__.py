@@ -1,0 +1,1 @@
+"""Worlds to run fd_async on."""
