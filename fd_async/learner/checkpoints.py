@@ -65,6 +65,21 @@ def resolve_checkpoint(text: str, *, key: str = "model.init_from") -> Path:
     return checkpoint
 
 
+def check_model_folder(folder: Path) -> None:
+    """Load a Hugging Face folder once, as whoever serves it will.
+
+    Raises:
+        CheckpointError: weights, configuration or tokenizer do not load.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        AutoModelForCausalLM.from_pretrained(folder)
+        AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{folder}: the model does not load: {error}") from error
+
+
 def read_state(checkpoint: Path) -> LearnerState:
     """Read `learner.json`.
 

@@ -138,8 +138,8 @@ class Learner:
         """Have all ranks build their engines and audit themselves; called once by `start_learner`."""
         message = Start(
             config=self._config,
-            init_from=str(init_from.absolute()) if init_from else "",
-            resume_from=str(resume_from.absolute()) if resume_from else "",
+            init_from=str(init_from or ""),
+            resume_from=str(resume_from or ""),
         )
         await self._call(lambda rank: message, "start of the learner", key="learner.start_timeout_s")
 

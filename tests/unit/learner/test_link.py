@@ -1,0 +1,76 @@
+"""Messages, errors and checkpoints as the controller sees them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fd_async import errors
+from fd_async.errors import CheckpointError, LearnerError, NonFiniteLoss
+from fd_async.learner.checkpoints import newest_checkpoint, resolve_checkpoint
+from fd_async.learner.link import HEADER, Failed, Step, Stepped, as_error, decode_reply, encode, failure
+from fd_async.types import StepReport
+
+
+def test_replies_survive_the_wire() -> None:
+    """A report comes back equal, metrics and deltas included."""
+    report = StepReport(step=3, metrics={"loss": 0.25}, token_deltas={"a": [0.0, -1.5]})
+    frame = encode(Stepped(id=7, report=report))
+    assert HEADER.unpack(frame[: HEADER.size])[0] == len(frame) - HEADER.size
+    reply = decode_reply(frame[HEADER.size :])
+    assert isinstance(reply, Stepped)
+    assert (reply.id, reply.report) == (7, report)
+
+
+def test_the_sender_numbers_a_request() -> None:
+    """One message object goes to several ranks under different ids."""
+    assert b"\x2a" in encode(Step(step=1, samples=[]), 42)
+
+
+def test_known_errors_cross_as_themselves() -> None:
+    """A rank's typed error is raised as the same type, with its text."""
+    error = as_error(failure(NonFiniteLoss("step 3: the loss is nan"), 1), rank=0)
+    assert type(error) is NonFiniteLoss
+    assert str(error) == "step 3: the loss is nan"
+
+
+def test_unknown_errors_become_learner_errors_with_their_name() -> None:
+    """Whatever a library raises arrives named; a name that is no exception of ours never becomes a class."""
+    error = as_error(Failed(kind="OutOfMemoryError", text="no memory"), rank=2)
+    assert type(error) is LearnerError
+    assert str(error) == "learner rank 2 failed: OutOfMemoryError: no memory"
+    assert type(as_error(Failed(kind="annotations", text=""), rank=0)) is LearnerError
+    assert errors.LearnerError is LearnerError
+
+
+def make_checkpoint(folder: Path) -> Path:
+    (folder / "model").mkdir(parents=True)
+    (folder / "model" / "config.json").write_text("{}")
+    return folder
+
+
+def test_newest_checkpoint_has_the_highest_number(tmp_path: Path) -> None:
+    """Numbers are compared as numbers; unfinished folders have other names."""
+    for name in ("step_000020", "step_000100", "step_000100.tmp", "step_x"):
+        make_checkpoint(tmp_path / "checkpoints" / name)
+    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoints" / "step_000100"
+    assert resolve_checkpoint(str(tmp_path)) == tmp_path / "checkpoints" / "step_000100"
+    one = tmp_path / "checkpoints" / "step_000020"
+    assert resolve_checkpoint(str(one)) == one
+
+
+def test_a_path_without_checkpoint_names_the_key(tmp_path: Path) -> None:
+    """The error says which key to change and what was expected there."""
+    with pytest.raises(CheckpointError, match=r"model\.init_from"):
+        resolve_checkpoint(str(tmp_path))
+
+
+def test_the_controllers_side_loads_without_torch() -> None:
+    """Importing the client must not pay for torch, transformers or deepspeed."""
+    code = (
+        "import sys, fd_async.learner.client; sys.exit(bool({'torch', 'transformers', 'deepspeed'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=30).returncode == 0
