@@ -9,13 +9,11 @@ from __future__ import annotations
 import argparse
 import os
 import socket
-import subprocess
 import sys
-import time
 
 import anyio
-
 from bench.common import emit
+
 from bench.experiments import configure, experiment, one_engine
 
 DELAY_S = 5.0
@@ -28,9 +26,8 @@ async def run(quick: bool) -> None:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
     os.environ["FD_BENCH_KEY"] = "not-a-secret"
-    server = subprocess.Popen(
-        [sys.executable, "-m", "tests.fakes.openai_server", "--port", str(port), "--delay", str(DELAY_S)]
-    )
+    command = [sys.executable, "-m", "tests.fakes.openai_server", "--port", str(port), "--delay", str(DELAY_S)]
+    server = await anyio.open_process(command, stdout=None, stderr=None)
     sets = {
         "run.max_steps": steps,
         "learner.prompts_per_step": prompts,
@@ -48,7 +45,7 @@ async def run(quick: bool) -> None:
     }
     seconds: dict[str, float] = {}
     try:
-        wait_for(port)
+        await wait_for(port)
         overlay = ["configs/feedback/openai.toml"]
         async with one_engine(configure("configs/tiny_fd.toml", sets, overlay)) as (engine, _, folder):
             for mode in ("sync", "async"):
@@ -58,7 +55,8 @@ async def run(quick: bool) -> None:
                 print(f"{mode}: {steps} steps in {seconds[mode]:.1f} s", file=sys.stderr, flush=True)
     finally:
         server.terminate()
-        server.wait(10)
+        with anyio.CancelScope(shield=True):
+            await server.aclose()
     emit(
         {
             "speedup": seconds["sync"] / seconds["async"],
@@ -72,15 +70,16 @@ async def run(quick: bool) -> None:
     )
 
 
-def wait_for(port: int) -> None:
+async def wait_for(port: int) -> None:
     """Wait until the server listens."""
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        with socket.socket() as sock:
-            if sock.connect_ex(("127.0.0.1", port)) == 0:
+    with anyio.fail_after(20):
+        while True:
+            try:
+                await (await anyio.connect_tcp("127.0.0.1", port)).aclose()
+            except OSError:
+                await anyio.sleep(0.1)
+            else:
                 return
-        time.sleep(0.1)
-    raise TimeoutError(f"the fake provider does not listen on port {port}")
 
 
 if __name__ == "__main__":

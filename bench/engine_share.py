@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-
 from bench.common import emit
+
 from bench.experiments import configure, one_engine
 from fd_async.data.statements import read_statements
 from fd_async.policy.local import LocalEngine
@@ -52,7 +52,7 @@ async def run(quick: bool) -> None:
     async with one_engine(config) as (engine, renderer, _):
         assert isinstance(engine, LocalEngine)
         async with open_verifier(config.verifier, output_chars=config.rollout.tool_output_chars) as verifier:
-            search = await open_search(config.verifier)
+            search = open_search(config.verifier)
             for number in range(rounds + 1):
                 recorder = Recorder(engine)
                 with tempfile.TemporaryDirectory() as scratch:
@@ -114,9 +114,8 @@ async def timed_replay(engine: LocalEngine, attempts: list[list[tuple[list[int],
     async def one(index: int, calls: list[tuple[list[int], int]]) -> None:
         async with limiter:
             for turn, (prompt_ids, length) in enumerate(calls):
-                await engine.generate(
-                    prompt_ids, max_tokens=length, temperature=1.0, top_p=1.0, request_id=f"alone-{started}-{index}-{turn}"
-                )
+                name = f"alone-{started}-{index}-{turn}"
+                await engine.generate(prompt_ids, max_tokens=length, temperature=1.0, top_p=1.0, request_id=name)
 
     stop, engine._stop_token_ids = engine._stop_token_ids, []  # lengths are given, nothing may end earlier
     engine._num_pushes += 1  # a new cache salt: no prefix of the rollouts is reused

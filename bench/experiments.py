@@ -41,7 +41,9 @@ class Outcome(Struct, frozen=True, kw_only=True):
 def configure(config: str, sets: Mapping[str, Any] | None = None, overlays: Sequence[str] = ()) -> RunConfig:
     """Load a configuration of this repository with overrides, quiet on the console."""
     values = {"telemetry.console": "quiet", "telemetry.report": False} | dict(sets or {})
-    return load_config([Path(config), *map(Path, overlays)], [f"{key}={toml(value)}" for key, value in values.items()])
+    return load_config(
+        Path(config), [Path(overlay) for overlay in overlays], [f"{key}={toml(value)}" for key, value in values.items()]
+    )
 
 
 def toml(value: object) -> str:

@@ -11,8 +11,8 @@ import sys
 from typing import Any
 
 import anyio
-
 from bench.common import emit
+
 from bench.experiments import Outcome, configure, experiment, one_engine
 
 QUICK: dict[str, Any] = {

@@ -25,7 +25,7 @@ from fd_async.data.statements import StatementOrder, limit_by_hash, read_stateme
 from fd_async.errors import CheckpointError, FeedbackRejected, PreflightError
 from fd_async.evaluation import SuiteResult, evaluate_suite
 from fd_async.feedback.provider import GenerateText, TextAnswer, open_provider
-from fd_async.learner.checkpoints import model_folder
+from fd_async.learner.checkpoints import check_model_folder, model_folder
 from fd_async.learner.client import start_learner
 from fd_async.pipeline.checkpoints import find_checkpoint, forget_after, read_manifest, resolve_init_from
 from fd_async.pipeline.controller import Controller
@@ -40,7 +40,7 @@ from fd_async.telemetry.sinks import MetricsFile
 from fd_async.types import Rollout, Statement
 from fd_async.verifier.schemas import TOOL_SCHEMAS
 from fd_async.verifier.search import open_search
-from fd_async.verifier.verifier import Verifier, open_verifier
+from fd_async.verifier.verifier import open_verifier
 
 log = structlog.get_logger(__name__)
 
@@ -108,10 +108,6 @@ async def run_experiment(
             code = await controller.run()
     finally:
         progress.close()
-    if config.telemetry.report:
-        from fd_async.viewer.report import write_report
-
-        await anyio.to_thread.run_sync(write_report, run_dir)
     return code
 
 
@@ -150,7 +146,7 @@ async def _open_parts(
         engine=engine,
         renderer=renderer,
         verifier=verifier,
-        search=await open_search(config.verifier),
+        search=open_search(config.verifier),
         config=config.rollout,
         scratch=Path(scratch),
     )
@@ -171,9 +167,7 @@ async def _open_parts(
 
 
 @asynccontextmanager
-async def serve(
-    config: RunConfig, renderer: Renderer, log_dir: Path, *, frozen: bool = False
-) -> AsyncIterator[Engine]:
+async def serve(config: RunConfig, renderer: Renderer, log_dir: Path, *, frozen: bool = False) -> AsyncIterator[Engine]:
     """Open vLLM as `[policy]` says."""
     async with open_engine(
         config.model.path,
@@ -217,7 +211,7 @@ async def _frozen_copy(
             input_tokens=len(prompt_ids),
             output_tokens=len(completion.token_ids),
             model=config.model.path,
-            stop="end" if completion.finish_reason == "stop" else "length",
+            stop_reason="end_turn" if completion.finish_reason == "stop" else "max_tokens",
         )
 
     return generate_text
@@ -273,7 +267,7 @@ def evaluate(config: RunConfig, source: Path | None, *, log_dir: Path) -> list[S
 
 
 async def _evaluate(config: RunConfig, source: Path | None, log_dir: Path) -> list[SuiteResult]:
-    log_dir.mkdir(parents=True, exist_ok=True)
+    await anyio.to_thread.run_sync(lambda: log_dir.mkdir(parents=True, exist_ok=True))
     renderer = await anyio.to_thread.run_sync(load_renderer, config)
     suites = read_suites(config)
     if not suites:
@@ -296,7 +290,7 @@ async def _evaluate(config: RunConfig, source: Path | None, log_dir: Path) -> li
             engine=engine,
             renderer=renderer,
             verifier=verifier,
-            search=await open_search(config.verifier),
+            search=open_search(config.verifier),
             config=config.rollout,
             scratch=Path(scratch),
         )
@@ -326,5 +320,5 @@ def export(run_dir: Path, step: int | None, to: Path) -> Path:
     if to.exists() and any(to.iterdir()):
         raise CheckpointError(f"{to}: is not empty; name a new folder with --to")
     shutil.copytree(model_folder(checkpoint), to, dirs_exist_ok=True)
-    check_export(to)
+    check_model_folder(to)
     return to

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 import anyio
 from msgspec import Struct
 
-from fd_async.analysis.passk import pass_at_k
+from fd_async.analysis.passk import mean_pass_at_k
 from fd_async.rollouts import RolloutRunner
 from fd_async.types import Rollout, Statement, Ticket
 
@@ -19,13 +20,14 @@ class SuiteResult(Struct, frozen=True, kw_only=True):
     """pass@k of one suite; infrastructure failures are counted apart, never as unsolved."""
 
     suite: str
-    pass_at: dict[int, float]
+    pass_at: dict[int, float | None]
+    """None where no statement has enough attempts with a verdict."""
     statements: int
     attempts: int
     failed: int
     mean_response_tokens: float
 
-    def metrics(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float | None]:
         """Return `eval/SUITE/...` keys."""
         prefix = f"eval/{self.suite}"
         return {f"{prefix}/pass@{k}": value for k, value in self.pass_at.items()} | {
@@ -57,12 +59,9 @@ async def evaluate_suite(
         nonlocal failed
         ticket = Ticket(ordinal=index, sample=sample, purpose="eval", suite=suite, statement=statements[index])
         async with limiter:
-            for _ in range(2):
-                rollout = await runner.run(
-                    ticket, temperature=temperature, on_stage=lambda stage: on_stage(ticket.id, stage)
-                )
-                if rollout.end_reason != "failed":
-                    break
+            rollout = await runner.run(ticket, temperature=temperature, on_stage=partial(on_stage, ticket.id))
+            if rollout.end_reason == "failed":
+                rollout = await runner.run(ticket, temperature=temperature, on_stage=partial(on_stage, ticket.id))
             on_stage(ticket.id, "")
         await record(rollout)
         if rollout.end_reason == "failed":
@@ -78,7 +77,7 @@ async def evaluate_suite(
     counts = [(len(results), sum(results)) for results in solved.values() if results]
     return SuiteResult(
         suite=suite,
-        pass_at={n: pass_at_k([(num, right) for num, right in counts if num >= n], n) for n in k},
+        pass_at={n: mean_pass_at_k(counts, n) for n in k},
         statements=len(counts),
         attempts=len(tokens),
         failed=failed,

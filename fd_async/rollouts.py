@@ -69,7 +69,7 @@ class _Transcript:
                 tool=name,
                 ok=result.ok,
                 seconds=result.seconds,
-            )  # fmt: skip
+            )
         )
 
 

@@ -58,7 +58,12 @@ def run(arguments: argparse.Namespace, log: ErrorLog) -> int:
     log.path = run_dir / "logs" / "error.log"
     from fd_async import app
 
-    return app.run(config, run_dir, arguments.resume)
+    code = app.run(config, run_dir, arguments.resume)
+    if config.telemetry.report:
+        from fd_async.viewer.report import write_report
+
+        print(f"report: {write_report(run_dir)}")
+    return code
 
 
 def _files(arguments: argparse.Namespace) -> tuple[Path, list[Path]]:
@@ -118,7 +123,7 @@ def evaluate(arguments: argparse.Namespace, log: ErrorLog) -> int:
 
     results = app.evaluate(config, source, log_dir=log_dir)
     for result in results:
-        rates = "  ".join(f"pass@{k} {rate:.3f}" for k, rate in result.pass_at.items())
+        rates = "  ".join(f"pass@{k} {'-' if rate is None else f'{rate:.3f}'}" for k, rate in result.pass_at.items())
         print(f"{result.suite:<24} {rates}  ({result.statements} statements, {result.failed} attempts failed)")
     print(json.dumps({key: value for result in results for key, value in result.metrics().items()}))
     return 0

@@ -46,7 +46,7 @@ def read_statements(path: Path) -> list[Statement]:
 
 
 def limit_by_hash(statements: Sequence[Statement], limit: int) -> list[Statement]:
-    """Keep `limit` statements, chosen by the hash of their names so that the choice survives reordering; 0 keeps all."""
+    """Keep `limit` statements, chosen by the hash of their names, whatever the order of the file; 0 keeps all."""
     if not limit or limit >= len(statements):
         return list(statements)
     return sorted(statements, key=lambda statement: hashlib.sha256(statement.name.encode()).digest())[:limit]

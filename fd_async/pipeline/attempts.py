@@ -67,11 +67,10 @@ class AttemptLoops:
             missing = [sample for sample in range(self._group_size) if sample not in outcomes]
             waiting = [record for record in records if self._fd and record.feedback is None]
             ready = [Finished(r.rollout, r.feedback) for r in records if r not in waiting]
-            if not missing and not waiting:
-                if len(ready) < state.buffer.min_items:
-                    for item in ready:
-                        await self._drop(item.rollout, "group_too_small")
-                    continue
+            if not missing and not waiting and len(ready) < state.buffer.min_items:
+                for item in ready:
+                    await self._drop(item.rollout, "group_too_small")
+                continue
             version = min((record.admitted_version for record in records), default=state.step)
             await state.buffer.restore(ordinal, version, len(missing) + len(waiting), ready, generating=len(missing))
             for sample in missing:

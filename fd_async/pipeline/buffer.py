@@ -2,7 +2,7 @@
 
 A group is all attempts of one prompt. With batch B (groups), bound S and weight version v:
 
-    capacity = (S + v + 1) * B - admitted          groups that may still start; admitted counts trained ones, not dropped
+    capacity = (S + v + 1) * B - admitted          groups that may start; admitted counts trained ones, not dropped
     cut      needs B finished groups, and every unfinished or finished group admitted at version <= v - S among them
 
 The second rule makes the bound hard without dropping: at version v at most B groups were admitted at <= v - S and are

@@ -117,7 +117,7 @@ class Controller:
                     raise KeyboardInterrupt
                 self._state.stopping.set()
                 self._parts.progress.message(
-                    f"{signal.Signals(received).name}: finishing the step and writing a checkpoint; once more leaves now"
+                    f"{signal.Signals(received).name}: finishing the step, then a checkpoint; again leaves now"
                 )
 
     async def _watch(self) -> None:

@@ -70,6 +70,22 @@ class Renderer:
         content = self._request(statement) + (FEEDBACK_INTRO + block if block else "")
         return self._encode(self._render([{"role": "user", "content": content}]))
 
+    def chat_prompt(self, system: str, user: str) -> list[int]:
+        """Render a plain conversation without tools, for a frozen copy that gives feedback."""
+        messages = [
+            {"role": "system", "content": self._neutralise(system)},
+            {"role": "user", "content": self._neutralise(user)},
+        ]
+        text = self._tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, enable_thinking=self._thinking
+        )
+        return self._encode(text)
+
+    def answer_text(self, ids: list[int]) -> str:
+        """Return what an answer says, without thinking and control tokens."""
+        text = strip_thinking(self.decode(ids), opens_thinking=self._opens_thinking)
+        return text.replace(END_OF_TURN, "").replace("<|endoftext|>", "").strip()
+
     def tool_result_ids(self, results: list[str], *, closed: bool) -> list[int]:
         """Render what follows an assistant turn that called tools: results, then the next generation prompt.
 

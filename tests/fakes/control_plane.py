@@ -1,4 +1,4 @@
-"""Stand-ins for engine, learner, provider, verifier and rollouts: the real controller, buffer and ledger run on them."""
+"""Stand-ins for engine, learner, provider, verifier and rollouts, under the real controller, buffer and ledger."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import msgspec
 
 from fd_async.config.schema import RunConfig
@@ -74,7 +75,7 @@ class FakeEngine:
 
     async def push(self, staged: StagedWeights) -> PushReport:
         self.on_push(staged.version)
-        await anyio.sleep(0)
+        await anyio.lowlevel.checkpoint()
         self.weight_version = staged.version
         return PushReport(version=staged.version, stage_s=0, stall_s=0, commit_s=0, probe_s=0, probe_max_abs=0)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-import subprocess
 import sys
 from pathlib import Path
 
@@ -54,7 +53,8 @@ async def test_a_finished_write_survives_kill_9(tmp_path: Path) -> None:
         "anyio.run(main)\n"
     )
     path = tmp_path / "ledger.db"
-    done = subprocess.run([sys.executable, "-c", code, str(path)], timeout=60, check=False)
+    with anyio.fail_after(60):
+        done = await anyio.run_process([sys.executable, "-c", code, str(path)], check=False)
     assert done.returncode == -9
     async with open_ledger(path) as ledger:
         assert [record.rollout.ordinal for record in ledger.queued()] == list(range(20))

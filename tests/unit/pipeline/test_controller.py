@@ -10,7 +10,14 @@ import anyio
 import msgspec
 import pytest
 
-from fd_async.errors import EngineDied, FeedbackBudgetExceeded, FeedbackRejected, StallDetected, VerifierError, first_cause
+from fd_async.errors import (
+    EngineDied,
+    FeedbackBudgetExceeded,
+    FeedbackRejected,
+    StallDetected,
+    VerifierError,
+    first_cause,
+)
 from fd_async.pipeline.checkpoints import find_checkpoint, read_manifest
 from fd_async.telemetry.sinks import read_rows
 from fd_async.types import Rollout
@@ -119,7 +126,9 @@ async def test_resume_from_an_older_checkpoint_buys_nothing_again(tmp_path: Path
     assert await second.run(step=2, resume=True) == 0
     assert second.provider.sold.total() == 0
     assert second.runner.started.total() == 0
-    assert sorted(second.trained) == sorted(set(first.trained) - {s.rollout_id for i in (1, 2) for s in first.learner.batches[i]})
+    assert sorted(second.trained) == sorted(
+        set(first.trained) - {s.rollout_id for i in (1, 2) for s in first.learner.batches[i]}
+    )
 
 
 async def test_grpo_groups_are_whole(tmp_path: Path) -> None:
