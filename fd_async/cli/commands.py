@@ -60,10 +60,20 @@ def run(arguments: argparse.Namespace, log: ErrorLog) -> int:
 
     code = app.run(config, run_dir, arguments.resume)
     if config.telemetry.report:
-        from fd_async.viewer.report import write_report
-
-        print(f"report: {write_report(run_dir)}")
+        _report(run_dir, log)
     return code
+
+
+def _report(run_dir: Path, log: ErrorLog) -> None:
+    """Write the report; the run is done, so its exit code stands even where this fails."""
+    from fd_async.viewer.report import write_report
+
+    try:
+        print(f"report: {write_report(run_dir)}")
+    except Exception as error:
+        print(
+            f"no report: {error} (traceback in {log.write(error)}; again with bin/fd-view {run_dir})", file=sys.stderr
+        )
 
 
 def _files(arguments: argparse.Namespace) -> tuple[Path, list[Path]]:

@@ -30,6 +30,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     file.write_text(
         f'[model]\npath = "{model}"\ndtype = "float32"\n[data]\ntrain = "train.jsonl"\n[feedback]\ntype = "constant"\n'
         '[verifier]\nbackend = "minilean"\n[checkpoint]\nmin_free_gib = 0.0\n[policy]\nkv_cache_gib = 0.1\n'
+        "[telemetry]\nreport = false\n"
     )
     return file
 
@@ -64,6 +65,15 @@ def test_a_run_gets_the_configuration_its_folder_and_the_options(config: Path, a
     resolved, run_dir, resume = seen
     assert (code, run_dir, resume) == (130, Path("runs/mine"), None)
     assert (resolved.run.max_steps, resolved.run.name, resolved.learner.lr) == (3, "mine", 2e-5)
+
+
+def test_a_report_that_fails_does_not_undo_the_run(
+    config: Path, app: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The training is done; the report can be written again."""
+    app(run=lambda *_: 0)
+    assert main(["run", "--config", str(config), "--set", "telemetry.report=true"]) == 0
+    assert "no report: " in capsys.readouterr().err
 
 
 def test_a_dry_run_prints_toml_with_the_plan_as_comments(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
