@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fd_async.telemetry.progress import Writer, decimal, duration, percent, short, step_line
+from fd_async.telemetry.progress import Writer, decimal, duration, flow, percent, short, step_line
 
 REFRESH_HZ = 4
 BAR_WIDTH = 24
@@ -87,21 +87,12 @@ def draw(snapshot: Mapping[str, Any], run: str, elapsed_s: float, phase_s: float
 
 
 def _flow(snapshot: Mapping[str, Any]) -> RenderableType | None:
-    stages = list((snapshot.get("stages") or {}).items())
-    if not stages and not snapshot.get("batch"):
-        return None
     text = Text()
-    for name, count in stages:
+    for name, count in flow(snapshot):
+        text.append(" › " if text else "", style="dim")
         text.append(f"{name} ", style="dim")
-        text.append(str(count), style="bold" if count else "dim")
-        text.append(" › ", style="dim")
-    if snapshot.get("batch"):
-        ready, batch = snapshot.get("ready") or 0, snapshot["batch"]
-        text.append("ready ", style="dim")
-        text.append(f"{ready}/{batch}", style="bold green" if ready >= batch else "bold")
-    else:
-        text.right_crop(3)
-    return text
+        text.append(count, style="dim" if count.split("/")[0] == "0" else "bold")
+    return text or None
 
 
 def _figures(snapshot: Mapping[str, Any]) -> RenderableType | None:
@@ -117,4 +108,4 @@ def _figures(snapshot: Mapping[str, Any]) -> RenderableType | None:
         if snapshot.get(key) is not None:
             text.append(f"{label} ", style="dim")
             text.append(f"{show(snapshot[key])}  ", style="bold")
-    return text if text else None
+    return text or None

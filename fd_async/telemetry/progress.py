@@ -131,11 +131,16 @@ def make_progress(
     out: TextIO = stream or sys.stdout
     if console == "quiet":
         return QuietProgress()
-    if console == "live" or (console == "auto" and is_terminal(out)):
+    if is_live(console, out):
         from fd_async.telemetry.live import LiveProgress  # rich costs 60 ms, which only this view should pay
 
         return LiveProgress(run, out)
     return LineProgress(out)
+
+
+def is_live(console: Literal["auto", "live", "lines", "quiet"], stream: TextIO | None = None) -> bool:
+    """Say whether `make_progress` gives the live view, which owns the terminal."""
+    return console == "live" or (console == "auto" and is_terminal(stream or sys.stdout))
 
 
 def is_terminal(stream: TextIO) -> bool:
@@ -154,10 +159,10 @@ def step_line(row: Mapping[str, Any], snapshot: Mapping[str, Any] | None = None)
         ("gain {}", row.get("teacher/feedback_gain"), decimal),
         ("entropy {}", row.get("policy/entropy"), decimal),
         ("stale {}", row.get("staleness/mean"), lambda x: f"{x:.1f}"),
-        ("{} tok/s", row.get("policy/tokens_per_s", snapshot.get("tokens_per_s")), short),
+        ("{} tok/s", snapshot.get("tokens_per_s"), short),
         ("{}", row.get("time/step_s"), duration),
         ("waited {}", row.get("time/wait_for_batch_s"), duration),
-        ("${}", snapshot.get("usd") or None, lambda x: f"{x:.2f}"),
+        ("${}", snapshot.get("usd") or row.get("feedback/usd") or None, lambda x: f"{x:.2f}"),
         ("eta {}", snapshot.get("eta_s"), duration),
     )
     parts += [f"{key} {percent(value)}" for key, value in row.items() if "/pass@" in key and value is not None]
@@ -165,11 +170,21 @@ def step_line(row: Mapping[str, Any], snapshot: Mapping[str, Any] | None = None)
 
 
 def flow_line(snapshot: Mapping[str, Any]) -> str:
-    """Return e.g. `prompt 12 > generating 96 > checking 9 > feedback 11 > ready 40/128`."""
-    stages = [f"{name} {count}" for name, count in (snapshot.get("stages") or {}).items()]
-    if snapshot.get("batch"):
-        stages.append(f"ready {snapshot.get('ready') or 0}/{snapshot['batch']}")
-    return " > ".join(stages)
+    """Return e.g. `generating 96 > tools 9 > feedback 11 > ready 40/128 > learning 1`."""
+    return " > ".join(f"{name} {count}" for name, count in flow(snapshot))
+
+
+def flow(snapshot: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return stage and count in the order of the flow; stages after `ready` only while something is in them."""
+    stages: dict[str, int] = dict(snapshot.get("stages") or {})
+    names = list(stages)
+    last = names.index("ready") if "ready" in stages else len(names)
+    shown = [(name, str(stages[name])) for i, name in enumerate(names) if i <= last or stages[name]]
+    batch = snapshot.get("batch")
+    if not batch:
+        return shown
+    ready = ("ready", f"{snapshot.get('ready') or 0}/{batch}")
+    return [ready if name == "ready" else (name, count) for name, count in shown] + [ready] * ("ready" not in stages)
 
 
 def heartbeat_line(snapshot: Mapping[str, Any]) -> str:

@@ -18,6 +18,7 @@ import anyio
 import msgspec
 
 from fd_async.errors import PreflightError
+from fd_async.telemetry.metrics import complete_row
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
@@ -71,13 +72,13 @@ class MetricsFile:
         await anyio.to_thread.run_sync(self._open, resume_step)
 
     async def append(self, row: Mapping[str, float | int | None]) -> None:
-        """Write one row and wait until it is on disk.
+        """Write one row, completed with null for the columns it lacks, and wait until it is on disk.
 
         Raises:
             PreflightError: if the disk is full; the file is left with whole lines.
         """
         async with self._lock:
-            await anyio.to_thread.run_sync(self._append, dict(row))
+            await anyio.to_thread.run_sync(self._append, complete_row(row))
 
     async def aclose(self) -> None:
         """Close the file; a second call does nothing."""

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fd_async.analysis.passk import wilson_interval
+from fd_async.telemetry.metrics import METRICS
 
 Row = Mapping[str, Any]
 Point = list[float]
 
 CHARTS: tuple[tuple[str, str, str, tuple[tuple[str, str], ...]], ...] = (
-    ("Loss", "nats/token", "line", (("loss", "loss"), ("anchor", "teacher/anchor_loss"))),
+    ("Loss", "nats/token", "line", (("loss", "loss"), ("anchor", "anchor/loss"))),
     ("Policy entropy", "nats/token", "line", (("policy", "policy/entropy"), ("teacher", "teacher/entropy"))),
     ("Feedback gain", "nats/token", "line", (("log p teacher − log p student", "teacher/feedback_gain"),)),
     ("Teacher mass in the top K", "share", "line", (("mass", "teacher/topk_mass"),)),
@@ -23,16 +24,17 @@ CHARTS: tuple[tuple[str, str, str, tuple[tuple[str, str], ...]], ...] = (
     ("Engine–learner KL", "nats/token", "line", (("k3", "policy/mismatch_kl"),)),
     ("Gradient norm", "norm", "line", (("before clipping", "grad_norm"),)),
     ("Event-loop lag, p99", "ms", "line", (("lag", "loop/lag_p99_ms"),)),
-    ("Epistemic words", "per 1k words", "line", (("words", "train/epistemic_per_1k_words"),)),
 )  # fmt: skip
 """Title, unit, kind and (name, key) of each chart after pass rate and before time; charts without data are left out."""
+
+TOTALS = {metric.key for metric in METRICS if metric.total}
 
 TIME_PARTS = (
     ("waiting for a batch", "time/wait_for_batch_s"),
     ("learning", "time/learn_s"),
+    ("staging weights", "time/stage_s"),
     ("push stall", "time/push_stall_s"),
     ("evaluation", "time/eval_s"),
-    ("checkpoint", "time/checkpoint_s"),
 )
 
 
@@ -51,10 +53,19 @@ def points(rows: Sequence[Row], key: str) -> list[Point]:
     return [[row["step"], row[key]] for row in rows if row.get(key) is not None]
 
 
+def increments(rows: Sequence[Row], key: str) -> list[Point]:
+    """Return [step, growth since the row before] of a running total; a total that fell began again at 0."""
+    grown, before = [], 0.0
+    for step, value in points(rows, key):
+        grown.append([step, value - before if value >= before else value])
+        before = value
+    return grown
+
+
 def total(rows: Sequence[Row], key: str) -> float | None:
-    """Return the sum of a counter over all rows, None when no row has it."""
-    values = [row[key] for row in rows if row.get(key) is not None]
-    return sum(values) if values else None
+    """Return a running total over the whole run, resumes included; None when no row has it."""
+    grown = increments(rows, key)
+    return sum(value for _, value in grown) if grown else None
 
 
 def eval_keys(rows: Sequence[Row]) -> list[str]:
@@ -82,7 +93,7 @@ def _chart(rows: Sequence[Row], title: str, unit: str, kind: str, names: Sequenc
             "smooth": not key.startswith("eval/") and not key.endswith("/max"),
         }
         for name, key in names
-        if (found := points(rows, key))
+        if (found := (increments if key in TOTALS else points)(rows, key))
     ]
     return {"title": title, "unit": unit, "kind": kind, "series": series}
 
@@ -123,25 +134,27 @@ def _at_1(key: str) -> bool:
     return key.endswith("/pass@1")
 
 
-def accounting(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Return where every generated training token went: name, tokens, share, and whether the books close."""
-    generated = total(rows, "tokens/generated") or 0
-    trained = total(rows, "tokens/trained") or 0
-    dropped = total(rows, "tokens/dropped") or 0
-    prefix = "tokens/dropped/"
-    causes = sorted({key for row in rows for key in row if key.startswith(prefix)})
-    by_cause = {key.removeprefix(prefix): total(rows, key) or 0 for key in causes}
+def accounting(rows: Sequence[Row], outcomes: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Return where every generated training token went: name, tokens, share, and whether the books close.
+
+    Args:
+        rows: As `merge_rows` gives them; the last one with token counts decides.
+        outcomes: Tokens per outcome of status.json, which split the dropped ones by cause when they are of that row.
+    """
+    row = next((row for row in reversed(rows) if row.get("tokens/generated") is not None), None)
+    if row is None:
+        return []
+    generated, trained, dropped = (row.get(f"tokens/{name}") or 0 for name in ("generated", "trained", "dropped"))
+    causes = {name: tokens for name, tokens in sorted(outcomes.items()) if name.startswith("dropped:") and tokens}
+    if sum(causes.values()) != dropped:
+        causes = {"dropped": dropped}
+    queued, rest = row.get("tokens/queued"), generated - trained - dropped
     lines: list[tuple[str, float, bool]] = [("trained", trained, True)]
-    lines += [(f"dropped: {cause}", tokens, True) for cause, tokens in by_cause.items()]
-    if dropped != sum(by_cause.values()):
-        lines.append(("dropped: other", dropped - sum(by_cause.values()), not by_cause))
-    rest = generated - trained - dropped
-    queued = next((row["tokens/queued"] for row in reversed(rows) if row.get("tokens/queued") is not None), None)
+    lines += [(name.replace(":", ": "), tokens, True) for name, tokens in causes.items()]
     if queued is None:
-        lines.append(("queued or in flight (by difference)", rest, rest >= 0))
+        lines.append(("queued or in flight, by difference", rest, rest >= 0))
     else:
-        lines.append(("queued", queued, True))
-        lines.append(("unaccounted", rest - queued, rest == queued))
+        lines += [("queued", queued, True), ("unaccounted", rest - queued, rest == queued)]
     lines.append(("generated", generated, True))
     return [
         {"name": name, "tokens": tokens, "share": tokens / generated if generated else None, "ok": ok}

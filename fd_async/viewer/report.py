@@ -26,7 +26,7 @@ from fd_async.telemetry.progress import decimal, duration, percent, short
 from fd_async.telemetry.redact import redact
 from fd_async.telemetry.sinks import read_rows, replace_file
 from fd_async.viewer.attempts import attempt
-from fd_async.viewer.curves import accounting, charts, evaluation, merge_rows, total
+from fd_async.viewer.curves import accounting, charts, evaluation, merge_rows, points, total
 
 DEFAULT_ATTEMPTS = 300
 _TEMPLATE = Path(__file__).parent / "template"
@@ -62,7 +62,7 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
             period=_period(run_dir, status),
             totals=_totals(rows, len(records), len(records) >= limit),
             evaluation=evaluation(rows),
-            accounting=accounting(rows),
+            accounting=accounting(rows, status.get("tokens") or {}),
             num_attempts=len(records),
             config_text=redact(config_text),
             style=Markup((_TEMPLATE / "report.css").read_text(encoding="utf-8")),
@@ -135,16 +135,14 @@ def _totals(rows: Sequence[Mapping[str, Any]], num_attempts: int, more: bool) ->
     for index, column in enumerate(table["columns"]):
         values = [row["cells"][index]["value"] for row in table["rows"]]
         known = [value for value in values if value is not None]
-        totals.append(
-            (f"held-out {column}", " → ".join(percent(value) for value in dict.fromkeys(known[:1] + known[-1:])))
-        )
+        totals.append((f"held-out {column}", " → ".join(percent(value) for value in known[:1] + known[1:][-1:])))
     counters = (
         ("tokens generated", "tokens/generated", short),
         ("proof checks", "lean/checks", short),
         ("feedback calls", "feedback/calls", short),
         ("spent", "feedback/usd", lambda usd: f"${usd:,.2f}"),
-        ("time in steps", "time/step_s", duration),
     )
     totals += [(label, show(value)) for label, key, show in counters if (value := total(rows, key)) is not None]
+    totals.append(("time in steps", duration(sum(value for _, value in points(rows, "time/step_s")))))
     totals.append(("attempts below, the rest in ledger.db" if more else "attempts", f"{num_attempts}"))
     return totals

@@ -42,8 +42,9 @@ report_attempts = 300
 STATEMENT = "theorem {name} (a b : ℝ) (h₀ : 0 < a ∧ a < b) :\n    a ^ 2 < b ^ 2 := by"
 CALL = '<tool_call>\n{"name": "lean_check_file", "arguments": {"path": "proof.lean"}}\n</tool_call>'
 PIECES = [
-    "<think>\n", "We ", "need ", "0 ", "≤ ", "a", ", ", "so ", "sq", "_lt", "_sq", "' ", "might ", "apply",
-    ".\n", "</think>\n\n", "by", "\n  ", "nl", "inarith", " [", "sq", "_nonneg", " (", "b", " - ", "a", ")", ", ", "h₀", ".1", "]", "\n",
+    "<think>\n", "We ", "need ", "0 ", "≤ ", "a", ", ", "so ", "sq", "_lt", "_sq", "' ", "might ", "apply", ".\n",
+    "</think>\n\n", "by", "\n  ", "nl", "inarith", " [", "sq", "_nonneg", " (", "b", " - ", "a", ")", ", ", "h₀", ".1",
+    "]", "\n",
 ]  # fmt: skip
 ERROR = "error: proof.lean:3:2: linarith failed to find a contradiction\ncase h1.h\na b : ℝ\n⊢ a < b → False"
 ADVICE = (
@@ -117,21 +118,19 @@ def make_rows(num_steps: int) -> list[dict[str, float | int | None]]:
                 "staleness/mean": 1 + abs(random_.gauss(0, 0.3)),
                 "staleness/max": random_.choice([1, 2, 2, 2]),
                 "queue/depth": random_.randint(0, 60),
-                "tokens/generated": 231_000,
-                "tokens/trained": 226_000,
-                "tokens/dropped": 4_000,
-                "tokens/dropped/feedback_rejected": 3_000,
-                "tokens/dropped/infrastructure": 1_000,
+                "tokens/generated": 231_000 * step,
+                "tokens/trained": 226_000 * step,
+                "tokens/dropped": 4_000 * step,
                 "tokens/queued": 1_000 * step,
                 "time/step_s": 280 + random_.gauss(0, 20),
                 "time/wait_for_batch_s": 120 + random_.gauss(0, 15),
                 "time/learn_s": 110.0,
                 "time/push_stall_s": 1.2,
                 "loop/lag_p99_ms": 3 + abs(random_.gauss(0, 2)),
-                "lean/checks": 520,
-                "lean/infra_errors": 1,
-                "feedback/calls": 128,
-                "feedback/usd": 6.4,
+                "lean/checks": 520 * step,
+                "lean/infra_errors": 1 * step,
+                "feedback/calls": 128 * step,
+                "feedback/usd": 6.4 * step,
             }
         if step % max(num_steps // 8, 1) == 0:
             row |= {"eval/minif2f_test/pass@1": 0.11 + 0.4 * t, "eval/minif2f_test/pass@8": 0.3 + 0.35 * t}
@@ -148,7 +147,12 @@ def write_run(
     (folder / "config.toml").write_text(CONFIG, encoding="utf-8")
     rows = make_rows(num_steps)
     (folder / "metrics.jsonl").write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
-    status = {"phase": "done", "started_at": 1.7e9, "updated_at": 1.7e9 + 280 * num_steps}
+    status = {
+        "phase": "done",
+        "started_at": 1.7e9,
+        "updated_at": 1.7e9 + 280 * num_steps,
+        "tokens": {"dropped:feedback_rejected": 3_000 * num_steps, "dropped:infrastructure": 1_000 * num_steps},
+    }
     (folder / "status.json").write_bytes(msgspec.json.encode(status))
     anyio.run(_write_ledger, folder / "ledger.db", num_attempts, proof, feedback)
     return folder

@@ -1,15 +1,18 @@
-"""The row of a step: sums, means, nothing invented."""
+"""The columns of metrics.jsonl."""
 
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fd_async.telemetry.metrics import METRICS, StepMetrics, is_documented, percentile
+from fd_async.telemetry.metrics import FAMILIES, METRICS, complete_row, is_documented, percentile
 
+ROOT = Path(__file__).parents[3]
 CONTRACT = [
     "step",
     "weight_version",
@@ -38,73 +41,75 @@ CONTRACT = [
     "feedback/calls",
     "feedback/usd",
 ]
+"""What scripts rely on."""
 
 
-def test_an_empty_step_has_every_contract_key_with_null_or_a_true_zero() -> None:
-    """Only counters may say 0 when nothing happened."""
-    row = StepMetrics().snapshot(3)
-    assert list(row) == CONTRACT
-    assert row.pop("step") == 3
-    zeros = {key for key, value in row.items() if value == 0}
-    assert zeros == {metric.key for metric in METRICS if metric.always and metric.kind == "counter"}
-    assert all(value is None for key, value in row.items() if key not in zeros)
-
-
-def test_a_mean_weighs_observations_and_not_groups() -> None:
-    """One of one and none of three is a quarter, not a half."""
-    metrics = StepMetrics()
-    metrics.mean("train/pass_rate", 1, 1)
-    metrics.mean("train/pass_rate", 0, 3)
-    assert metrics.peek_mean("train/pass_rate") == 0.25
-    assert metrics.snapshot(1)["train/pass_rate"] == 0.25
-
-
-def test_a_mean_over_nothing_is_null() -> None:
-    """A sum with count 0 never divides and never shows 0."""
-    metrics = StepMetrics()
-    metrics.mean("train/pass_rate", 0, 0)
-    assert metrics.peek_mean("train/pass_rate") is None
-    assert metrics.snapshot(1)["train/pass_rate"] is None
-
-
-def test_a_snapshot_starts_the_next_step_from_nothing() -> None:
-    """A stale loss is not repeated on the next row."""
-    metrics = StepMetrics()
-    metrics.count("lean/checks", 4)
-    metrics.values({"loss": 1.5, "lr": 1e-5})
-    metrics.high("staleness/max", 2)
-    metrics.high("staleness/max", 1)
-    first, second = metrics.snapshot(1), metrics.snapshot(2)
-    assert (first["lean/checks"], first["loss"], first["staleness/max"]) == (4, 1.5, 2)
-    assert (second["lean/checks"], second["loss"], second["staleness/max"]) == (0, None, None)
+def test_a_row_has_every_column_that_scripts_rely_on() -> None:
+    """What was not measured is null and not 0."""
+    row = complete_row({"step": 3, "loss": 0.0, "eval/a/pass@1": 0.5})
+    assert list(row) == [*CONTRACT, "eval/a/pass@1"]
+    assert (row["step"], row["loss"], row["eval/a/pass@1"]) == (3, 0.0, 0.5)
+    assert {key for key, value in row.items() if value is None} == set(CONTRACT) - {"step", "loss"}
 
 
 def test_values_that_are_not_finite_become_null() -> None:
     """JSON has no NaN."""
-    metrics = StepMetrics()
-    metrics.values({"loss": math.nan, "grad_norm": math.inf})
-    row = metrics.snapshot(1)
+    row = complete_row({"step": 1, "loss": math.nan, "grad_norm": math.inf})
     assert row["loss"] is None
     assert row["grad_norm"] is None
 
 
-def test_a_timer_counts_a_block_that_raises() -> None:
-    """Time is spent even when the work fails."""
-    metrics = StepMetrics()
-    with pytest.raises(ZeroDivisionError), metrics.timer("time/learn_s"):
-        _ = 1 // 0
-    assert isinstance(metrics.snapshot(1)["time/learn_s"], float)
+@pytest.mark.parametrize(
+    ("key", "known"),
+    [
+        ("step", True),
+        ("loss", True),
+        ("eval/minif2f_test/pass@32", True),
+        ("eval/minif2f_test/statements", True),
+        ("eval/pass@1", False),
+        ("eval/a/b/pass@1", False),
+        ("losss", False),
+    ],
+)
+def test_documented_columns_are_told_from_others(key: str, known: bool) -> None:
+    """Families count as documented, misspellings do not."""
+    assert is_documented(key) is known
 
 
-def test_samples_become_percentiles() -> None:
-    """Distributions show p50 and p90 under documented names."""
-    metrics = StepMetrics()
-    for second in range(11):
-        metrics.sample("feedback/latency_s", second)
-    row = metrics.snapshot(1)
-    assert row["feedback/latency_s/p50"] == 5
-    assert row["feedback/latency_s/p90"] == 9
-    assert "feedback/latency_s" not in row
+def test_every_column_that_the_code_writes_is_documented() -> None:
+    """A column without a unit and a meaning helps nobody."""
+    pattern = re.compile(
+        r'"((?:anchor|feedback|grpo|lean|loop|policy|push|queue|staleness|teacher|time|tokens|train)/\w+)"'
+    )
+    written = {
+        key: path.name
+        for folder in ("pipeline", "learner")
+        for path in (ROOT / "fd_async" / folder).glob("*.py")
+        for key in pattern.findall(path.read_text(encoding="utf-8"))
+    }
+    assert len(written) > 20
+    assert {key: name for key, name in written.items() if not is_documented(key)} == {}
+
+
+def table_rows(page: str) -> dict[str, list[str]]:
+    """Return the cells of each table row of a Markdown page whose first cell is `code`, by that code."""
+    rows: dict[str, list[str]] = {}
+    for line in page.splitlines():
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+        if match := re.fullmatch(r"`([^`]+)`", cells[0]):
+            assert match.group(1) not in rows, f"{match.group(1)} stands twice"
+            rows[match.group(1)] = cells[1:]
+    return rows
+
+
+def test_the_page_about_metrics_has_each_column_with_unit_meaning_range_and_advice() -> None:
+    """docs/metrics.md and METRICS name the same columns with the same units."""
+    rows = table_rows((ROOT / "docs" / "metrics.md").read_text(encoding="utf-8"))
+    units = {metric.key: metric.unit for metric in (*METRICS, *FAMILIES)}
+    assert {key: cells[0] for key, cells in rows.items()} == units
+    for key, cells in rows.items():
+        assert len(cells) == 4, key
+        assert all(cells), key
 
 
 @settings(deadline=None)
@@ -122,22 +127,3 @@ def test_percentiles_at_the_ends_and_of_nothing() -> None:
     assert percentile([3, 1, 2], 100) == 3
     assert percentile([1, 2], 50) == 1.5
     assert percentile([], 50) is None
-
-
-@pytest.mark.parametrize(
-    ("key", "known"),
-    [
-        ("step", True),
-        ("loss", True),
-        ("eval/minif2f_test/pass@32", True),
-        ("tokens/dropped/feedback_rejected", True),
-        ("feedback/latency_s/p90", True),
-        ("feedback/latency_s", False),
-        ("feedback/latency_s/p42", False),
-        ("eval/pass@1", False),
-        ("losss", False),
-    ],
-)
-def test_documented_keys_are_told_from_others(key: str, known: bool) -> None:
-    """Families and percentiles count as documented, misspellings do not."""
-    assert is_documented(key) is known

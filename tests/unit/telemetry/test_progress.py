@@ -13,6 +13,7 @@ from fd_async.telemetry.progress import (
     LineProgress,
     QuietProgress,
     duration,
+    flow_line,
     heartbeat_line,
     make_progress,
     percent,
@@ -23,7 +24,7 @@ from fd_async.telemetry.progress import (
 SNAPSHOT = {
     "step": 12,
     "max_steps": 400,
-    "stages": {"prompt": 12, "generating": 96, "checking": 9, "feedback": 11},
+    "stages": {"generating": 96, "tools": 9, "feedback": 0, "ready": 40, "learning": 1, "pushing": 0},
     "ready": 40,
     "batch": 128,
     "pass_rate": 0.41,
@@ -34,7 +35,7 @@ SNAPSHOT = {
     "eta_s": 111_600.0,
     "phase": "learning",
 }
-FLOW = "prompt 12 > generating 96 > checking 9 > feedback 11 > ready 40/128"
+FLOW = "generating 96 > tools 9 > feedback 0 > ready 40/128 > learning 1"
 
 
 class Terminal(io.StringIO):
@@ -61,6 +62,13 @@ def test_a_heartbeat_shows_the_flow_when_no_line_came_for_a_while() -> None:
     progress.close()
     assert FLOW in stream.getvalue()
     assert heartbeat_line({}) == "starting"
+
+
+def test_the_flow_ends_with_the_queue_when_no_stage_is_named_ready() -> None:
+    """And it is empty when nothing is known."""
+    assert flow_line({"stages": {"generating": 2}, "ready": 1, "batch": 8}) == "generating 2 > ready 1/8"
+    assert flow_line({"stages": {"generating": 2}}) == "generating 2"
+    assert flow_line({}) == ""
 
 
 def test_no_heartbeat_before_its_time() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from fd_async.errors import PreflightError
 from fd_async.telemetry import sinks, status
+from fd_async.telemetry.metrics import METRICS
 from fd_async.telemetry.sinks import MetricsFile, read_rows
 from fd_async.telemetry.status import StatusFile
 
@@ -27,13 +28,11 @@ async def written(path: Path, steps: range, resume_step: int | None = None) -> N
 
 
 async def test_rows_are_one_json_object_per_line(tmp_path: Path) -> None:
-    """Null stays null."""
+    """Every column of the contract is there, null without data."""
     await written(tmp_path / "metrics.jsonl", range(1, 3))
-    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == [
-        {"step": 1, "loss": 0.1, "lr": None},
-        {"step": 2, "loss": 0.2, "lr": None},
-    ]
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    always = [metric.key for metric in METRICS if metric.always]
+    assert rows == [dict.fromkeys(always) | {"step": step, "loss": step / 10} for step in (1, 2)]
 
 
 async def test_a_resume_drops_rows_after_the_checkpoint_and_goes_on(tmp_path: Path) -> None:
@@ -92,7 +91,7 @@ async def test_a_full_disk_gives_one_clear_error_and_leaves_whole_lines(
     monkeypatch.undo()
     await file.append({"step": 2})
     await file.aclose()
-    assert path.read_text() == '{"step":1}\n{"step":2}\n'
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]
 
 
 async def test_status_is_replaced_whole_and_names_the_process(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fd_async.viewer.curves import accounting, charts, evaluation, merge_rows
+from fd_async.viewer.curves import accounting, charts, evaluation, increments, merge_rows, total
 
 
 def test_two_rows_of_a_step_become_one() -> None:
@@ -47,29 +47,57 @@ def test_evaluations_are_ordered_by_k_and_give_an_interval_where_the_count_is_kn
     assert [cell["value"] for cell in table["rows"][1]["cells"]] == [0.6, None, None]
 
 
-def books(**last: int) -> dict[str, dict[str, Any]]:
-    """Two steps of 100 generated tokens, 80 trained and 15 dropped each."""
-    row = {"tokens/generated": 100, "tokens/trained": 80, "tokens/dropped": 15, "tokens/dropped/engine": 15}
-    return {line["name"]: line for line in accounting([{"step": 1, **row}, {"step": 2, **row, **last}])}
+def test_a_total_that_fell_began_again() -> None:
+    """A process that resumed counts its checks from 0; the run's total goes on."""
+    rows = [{"step": step, "lean/checks": checks} for step, checks in enumerate([10, 30, 30, 5, 12], start=1)]
+    assert increments(rows, "lean/checks") == [[1, 10], [2, 20], [3, 0], [4, 5], [5, 7]]
+    assert total(rows, "lean/checks") == 42
+    assert total(rows, "feedback/usd") is None
+
+
+ROW = {"step": 2, "tokens/generated": 200, "tokens/trained": 160, "tokens/dropped": 30}
+CAUSES = {"trained": 160, "dropped:engine": 10, "dropped:feedback_rejected": 20, "queued": 10}
+
+
+def books(outcomes: dict[str, int], **last: int) -> dict[str, dict[str, Any]]:
+    """Account for ROW with some columns changed; an evaluation row without token counts follows."""
+    return {line["name"]: line for line in accounting([{"step": 1}, ROW | last, {"step": 3}], outcomes)}
 
 
 def test_books_that_close_are_fine() -> None:
-    """generated = trained + dropped + queued."""
-    lines = books(**{"tokens/queued": 10})
-    assert lines["dropped: engine"]["tokens"] == 30
-    assert lines["queued"]["tokens"] == 10
-    assert lines["unaccounted"] == {"name": "unaccounted", "tokens": 0, "share": 0.0, "ok": True}
+    """generated = trained + dropped by cause + queued."""
+    lines = books(CAUSES, **{"tokens/queued": 10})
+    assert {name: line["tokens"] for name, line in lines.items()} == {
+        "trained": 160,
+        "dropped: engine": 10,
+        "dropped: feedback_rejected": 20,
+        "queued": 10,
+        "unaccounted": 0,
+        "generated": 200,
+    }
+    assert all(line["ok"] for line in lines.values())
 
 
 def test_books_that_do_not_close_are_marked() -> None:
     """Lost tokens are shown, not hidden in a remainder."""
-    lines = books(**{"tokens/queued": 7})
+    lines = books(CAUSES, **{"tokens/queued": 7})
     assert lines["unaccounted"]["tokens"] == 3
     assert not lines["unaccounted"]["ok"]
 
 
+def test_causes_of_another_moment_are_not_mixed_in() -> None:
+    """status.json may be newer than the last row; then the drops stand as one line."""
+    lines = books({"dropped:engine": 11})
+    assert lines["dropped"]["tokens"] == 30
+    assert "dropped: engine" not in lines
+
+
 def test_without_a_queue_count_the_remainder_is_named_as_such() -> None:
     """More trained than generated is marked even then."""
-    assert books()["queued or in flight (by difference)"]["ok"]
-    lines = books(**{"tokens/trained": 500})
-    assert not lines["queued or in flight (by difference)"]["ok"]
+    assert books(CAUSES)["queued or in flight, by difference"]["ok"]
+    assert not books(CAUSES, **{"tokens/trained": 500})["queued or in flight, by difference"]["ok"]
+
+
+def test_no_tokens_no_books() -> None:
+    """A run without a step accounts for nothing."""
+    assert accounting([{"step": 0}], {}) == []
