@@ -6,12 +6,13 @@ over ranks (mean), clips and updates. An update with a gradient that is not fini
 
 from __future__ import annotations
 
+import math
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
-import torch.distributed as dist
 from deepspeed.utils import safe_get_full_fp32_param
 from torch import Tensor
 
@@ -25,8 +26,6 @@ _TAG = "deepspeed"
 
 def init_distributed(backend: str, timeout_s: float) -> None:
     """Join the process group described by RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT."""
-    from datetime import timedelta
-
     # The CPU accelerator would compile a shared-memory kernel with g++ that only inference uses.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(backend, timeout=timedelta(seconds=timeout_s), verbose=False)
@@ -53,7 +52,8 @@ class Engine:
             weight_decay=learner.weight_decay,
             fused=True,
         )
-        optimizer.register_step_pre_hook(self._before_update)
+        if self._stage == 0:
+            optimizer.register_step_pre_hook(self._clip_reduced)
         self._engine: Any = deepspeed.initialize(model=policy, optimizer=optimizer, config=self._settings(config))[0]
 
     def __call__(self, rows: Rows, objective: Objective) -> Any:
@@ -68,12 +68,16 @@ class Engine:
         """Reduce, clip and update with learning rate `lr`; return the norm before clipping.
 
         Raises:
-            NonFiniteLoss: on every rank, before any weight changed.
+            NonFiniteLoss: on every rank, and no weight changed.
         """
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
         self._engine.step()
-        return self._norm if self._stage == 0 else float(self._engine.get_global_grad_norm())
+        if self._stage:
+            # DeepSpeed has left the weights alone if this is not finite.
+            self._norm = float(self._engine.get_global_grad_norm())
+            self._require_finite()
+        return self._norm
 
     def discard_gradients(self) -> None:
         """Forget accumulated gradients."""
@@ -102,19 +106,15 @@ class Engine:
         if path is None:
             raise CheckpointError(f"{folder}: no DeepSpeed state; the checkpoint is incomplete")
 
-    def _before_update(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        """Run on reduced gradients right before the optimizer touches a weight."""
+    def _clip_reduced(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """Clip at stage 0, on reduced gradients right before the update: DeepSpeed does not tell the norm there."""
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        if self._stage == 0:
-            norm = torch.nn.utils.clip_grad_norm_(parameters, self._clip)
-            self._norm = float(norm)
-        else:
-            norms = [parameter.grad.norm() for parameter in parameters if parameter.grad is not None]
-            norm = torch.stack(norms).sum() if norms else torch.zeros((), device=self.policy.device)
-        bad = (~norm.isfinite()).float()
-        dist.all_reduce(bad)
-        if bad > 0:
-            raise NonFiniteLoss("the gradient norm is not finite; no weight was changed")
+        self._norm = float(torch.nn.utils.clip_grad_norm_(parameters, self._clip))
+        self._require_finite()
+
+    def _require_finite(self) -> None:
+        if not math.isfinite(self._norm):
+            raise NonFiniteLoss(f"the gradient norm is {self._norm}; no weight was changed")
 
     def _settings(self, config: RunConfig) -> dict[str, Any]:
         is_bfloat16 = config.model.dtype == "bfloat16"
@@ -126,7 +126,7 @@ class Engine:
             "zero_optimization": {"stage": self._stage},
             "zero_allow_untested_optimizer": True,
             "steps_per_print": 1 << 62,
-            "bf16": {"enabled": is_bfloat16},
+            "bf16": {"enabled": is_bfloat16, "check_grad_overflow": True},
         }
         if is_bfloat16:
             settings["data_types"] = {"grad_accum_dtype": "fp32"}

@@ -57,6 +57,10 @@ def runs(model_path: str, tmp_path: Path) -> Runs:
     return Runs(model_path, tmp_path)
 
 
+def is_file(path: str) -> bool:
+    return Path(path).is_file()
+
+
 def read_staged(staged: StagedWeights) -> dict[str, torch.Tensor]:
     """Cut the staged file into tensors as a reader on the other side would."""
     data = bytearray(Path(staged.path).read_bytes())
@@ -86,7 +90,7 @@ async def test_loss_falls_weights_round_trip_and_the_export_loads(runs: Runs, mo
         reports = [await learner.step(samples, step=step) for step in (1, 2, 3)]
         staged = await learner.stage(3, probe)
         tensors = read_staged(staged)
-        assert not Path(first.path).exists()
+        assert not is_file(first.path)
         folder = tmp_path / "export"
         await learner.export(folder)
     losses = [report.metrics["loss"] for report in reports]
@@ -94,7 +98,7 @@ async def test_loss_falls_weights_round_trip_and_the_export_loads(runs: Runs, mo
     assert reports[0].token_deltas.keys() <= {sample.rollout_id for sample in samples}
     for key in ("grad_norm", "lr", "teacher/topk_mass", "teacher/entropy", "teacher/feedback_gain", "policy/entropy"):
         assert math.isfinite(reports[-1].metrics[key])
-    assert not Path(staged.path).parent.exists()
+    assert not is_file(staged.path)
 
     model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
     assert tensors.keys() == {name for name in model.state_dict() if name != "lm_head.weight"}
@@ -177,23 +181,28 @@ async def test_a_rank_without_samples_takes_part(runs: Runs) -> None:
     assert (results[0] - results[1]).norm() <= 1e-6 * results[0].norm()
 
 
-async def test_a_killed_rank_ends_the_block_with_its_log(runs: Runs, tmp_path: Path) -> None:
+async def test_a_killed_rank_ends_the_block_with_its_log(runs: Runs) -> None:
     """SIGKILL of one of two ranks in the middle of work: LearnerRankDied, at once, with signal and log."""
+    pids: list[int] = []
     with pytest.raises(LearnerRankDied, match=r"learner rank 1 .*SIGKILL") as caught:
-        async with runs.start("run", learner={"ranks": 2}) as learner:
-            pids = learner.pids
-            await learner.step(tiny_samples(8), step=1)
-            with anyio.fail_after(30):
-                async with anyio.create_task_group() as group:
-                    group.start_soon(_train_forever, learner)
-                    await anyio.sleep(0.2)
-                    os.kill(pids[1], signal.SIGKILL)
-                    await anyio.sleep_forever()
+        await _train_and_kill(runs, pids)
     assert "learner-1.log" in str(caught.value)
     assert len(str(caught.value).splitlines()) > 1
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+async def _train_and_kill(runs: Runs, pids: list[int]) -> None:
+    async with runs.start("run", learner={"ranks": 2}) as learner:
+        pids.extend(learner.pids)
+        await learner.step(tiny_samples(8), step=1)
+        with anyio.fail_after(30):
+            async with anyio.create_task_group() as group:
+                group.start_soon(_train_forever, learner)
+                await anyio.sleep(0.2)
+                os.kill(pids[1], signal.SIGKILL)
+                await anyio.sleep_forever()
 
 
 async def _train_forever(learner: Learner) -> None:
@@ -203,15 +212,26 @@ async def _train_forever(learner: Learner) -> None:
         await learner.step(tiny_samples(64), step=step)
 
 
-async def test_a_loss_that_is_not_finite_leaves_weights_and_learner_usable(runs: Runs) -> None:
-    """The step is refused on all ranks, the staged weights are unchanged, the next step works."""
-    async with runs.start("run", learner={"ranks": 2}, algorithm={"type": "grpo"}) as learner:
+@pytest.mark.parametrize(
+    "tables",
+    [
+        {"learner": {"ranks": 2}},
+        {"learner": {"ranks": 2, "zero_stage": 2}},
+        {"model": {"dtype": "bfloat16"}},
+    ],
+    ids=["zero-0", "zero-2", "bfloat16"],
+)
+async def test_a_step_that_is_not_finite_leaves_weights_and_learner_usable(runs: Runs, tables: dict) -> None:
+    """An infinite loss, then a finite loss with an overflowing gradient norm: refused; the next step works."""
+    async with runs.start("run", algorithm={"type": "grpo"}, **tables) as learner:
         before = await learner.stage(0, [1, 2])
-        broken = [msgspec.structs.replace(s, advantage=float("inf")) for s in tiny_samples(2)]
-        with pytest.raises(NonFiniteLoss, match="step 1"):
-            await learner.step(broken, step=1)
-        assert (await learner.stage(0, [1, 2])).sha256 == before.sha256
+        for advantage, message in ((float("inf"), "step 1: the loss"), (1e37, "step 1: the gradient norm")):
+            broken = [msgspec.structs.replace(s, advantage=advantage) for s in tiny_samples(2)]
+            with pytest.raises(NonFiniteLoss, match=message):
+                await learner.step(broken, step=1)
+            assert (await learner.stage(0, [1, 2])).sha256 == before.sha256
         assert math.isfinite((await learner.step(tiny_samples(4), step=1)).metrics["loss"])
+        assert (await learner.stage(1, [1, 2])).sha256 != before.sha256
 
 
 async def test_a_late_step_names_its_deadline(runs: Runs) -> None:
