@@ -204,7 +204,7 @@ def _start(own: list[logging.Handler], other: list[logging.Handler], level: int)
         logger.addHandler(_Queue(records))  # type: ignore[arg-type]
     for name in NOISY:
         logger = logging.getLogger(name)
-        logger.handlers.clear()
+        logger.handlers[:] = [handler for handler in logger.handlers if isinstance(handler, logging.FileHandler)]
         logger.propagate = True
         logger.setLevel(logging.WARNING)
     logging.captureWarnings(True)
