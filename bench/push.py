@@ -8,6 +8,7 @@ were in flight during good and bad pushes. `rows` has every push's phases.
 from __future__ import annotations
 
 import mmap
+import os
 import statistics
 import tempfile
 import time
@@ -29,6 +30,7 @@ from tests.fakes.weights import PROBE, perturb, stage, tiny_qwen3
 CONFIG = Policy(
     max_num_seqs=32, max_model_len=1024, kv_cache_gib=0.5, enforce_eager=True, cpu_threads=1, probe_tolerance=1e-3
 )
+MEMORY = "/dev/shm"
 SIZES = {
     "tiny": {},
     "quick": {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8, "vocab_size": 8192},
@@ -107,9 +109,8 @@ async def measure(size: str, pushes: int, requests: int, tokens: int, scratch: P
     async with open_engine(str(folder), CONFIG, dtype="float32", seed=0, stop_token_ids=[]) as engine:
         start_s = time.perf_counter() - began
         traffic = Traffic(engine, tokens)
+        staged = stage(model, file, 1)
         for number in range(1, pushes + 1):
-            perturb(model, 1e-3, seed=number)
-            staged = stage(model, file, number)
 
             async def push(staged: StagedWeights = staged) -> None:
                 report = await engine.push(staged)
@@ -117,6 +118,8 @@ async def measure(size: str, pushes: int, requests: int, tokens: int, scratch: P
 
             await traffic.during(push, requests)
             rows[-1]["copy_s"] = min(copy_s(staged) for _ in range(3))
+            perturb(model, 1e-3, seed=number)
+            staged = stage(model, file, number + 1)
         if bad:
             for name, staged_badly in bad_pushes(staged, scratch).items():
                 tried += 1
@@ -131,7 +134,7 @@ async def measure(size: str, pushes: int, requests: int, tokens: int, scratch: P
                         print(f"accepted: {name}", flush=True)
 
                 await traffic.during(push_badly, requests)
-            await engine.push(replace(staged, version=pushes + 1))
+            await engine.push(staged)
         lost = traffic.sent - traffic.answered
     return {
         "size": size,
@@ -147,8 +150,7 @@ async def measure(size: str, pushes: int, requests: int, tokens: int, scratch: P
 
 async def run(*, quick: bool) -> dict[str, Any]:
     """Measure the tiny and the larger model."""
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as scratch:
+    with tempfile.TemporaryDirectory(dir=MEMORY if os.access(MEMORY, os.W_OK) else None) as scratch:
         tiny = await measure("tiny", 12 if quick else 40, 16, 160, Path(scratch), bad=True)
         larger = await measure("quick" if quick else "full", 4 if quick else 10, 4, 24, Path(scratch), bad=False)
     ratios = [row["stall_s"] / row["copy_s"] for row in larger["rows"]]

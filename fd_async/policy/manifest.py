@@ -27,7 +27,8 @@ _TORCH_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "b
 _ITEM_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 _UNTRAINED_PREFIXES = ("mtp.", "visual.", "model.visual.")
 """Parts of a Qwen3.5 checkpoint that the text policy neither runs nor trains."""
-_TIED_HEAD = "lm_head.weight"
+_TEXT_PART = "language_model."
+TIED_HEAD = "lm_head.weight"
 _MAX_HEADER_BYTES = 100_000_000
 _SHOWN = 3
 
@@ -46,6 +47,12 @@ class Contract(Struct, frozen=True):
     optional: frozenset[str]
     tied: bool
     """The output matrix is the embedding (`tie_word_embeddings`)."""
+    text_names: dict[str, str]
+    """Name in a text-only model -> name in a checkpoint that holds the text model inside a larger one."""
+
+    def name(self, pushed: str) -> str:
+        """Return the checkpoint's name of a pushed tensor."""
+        return self.text_names.get(pushed, pushed)
 
 
 class FileStamp(Struct, frozen=True):
@@ -79,12 +86,13 @@ def read_contract(model: str) -> Contract:
     optional = {name for name in tensors if name.startswith(_UNTRAINED_PREFIXES)}
     tied = _is_tied(folder)
     if tied:
-        optional.add(_TIED_HEAD)
-        if _TIED_HEAD not in tensors:
+        optional.add(TIED_HEAD)
+        if TIED_HEAD not in tensors:
             embedding = next((spec for name, spec in tensors.items() if name.endswith("embed_tokens.weight")), None)
             if embedding is not None:
-                tensors[_TIED_HEAD] = embedding
-    return Contract(tensors, frozenset(optional), tied)
+                tensors[TIED_HEAD] = embedding
+    text_names = {name.replace(_TEXT_PART, "", 1): name for name in tensors if _TEXT_PART in name}
+    return Contract(tensors, frozenset(optional), tied, text_names)
 
 
 def check_manifest(staged: StagedWeights, contract: Contract, *, in_file: bool = True) -> None:
@@ -134,10 +142,10 @@ def check_file(staged: StagedWeights) -> FileStamp:
 
 
 def _compare(staged: StagedWeights, contract: Contract) -> list[str]:
-    problems = [f"{name} appears twice" for name, count in Counter(staged.names).items() if count > 1]
-    missing = contract.tensors.keys() - contract.optional - set(staged.names)
-    problems += [f"{name} is missing" for name in sorted(missing)]
-    for name, dtype, shape in zip(staged.names, staged.dtypes, staged.shapes, strict=True):
+    names = [contract.name(name) for name in staged.names]
+    problems = [f"{name} appears twice" for name, count in Counter(names).items() if count > 1]
+    problems += [f"{name} is missing" for name in sorted(contract.tensors.keys() - contract.optional - set(names))]
+    for name, dtype, shape in zip(names, staged.dtypes, staged.shapes, strict=True):
         spec = contract.tensors.get(name)
         if spec is None:
             problems.append(f"{name} is not in the checkpoint")

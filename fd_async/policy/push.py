@@ -49,7 +49,8 @@ class Pusher:
         in_file = self._config.push == "shm"
         check_manifest(staged, self._contract, in_file=in_file)
         if not in_file:
-            return {"names": staged.names, "dtype_names": staged.dtypes, "shapes": staged.shapes}
+            names = [self._contract.name(name) for name in staged.names]
+            return {"names": names, "dtype_names": staged.dtypes, "shapes": staged.shapes}
         stamp = await anyio.to_thread.run_sync(check_file, staged)
         return {"staged": msgspec.to_builtins(staged), "stamp": msgspec.to_builtins(stamp)}
 

@@ -25,7 +25,7 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from vllm.platforms import current_platform
 
 from fd_async.errors import PushRefused
-from fd_async.policy.manifest import REFUSED, Contract, FileStamp, check_manifest, read_contract
+from fd_async.policy.manifest import REFUSED, TIED_HEAD, Contract, FileStamp, check_manifest, read_contract
 from fd_async.types import StagedWeights
 
 BACKEND = "fd_shm"
@@ -75,7 +75,7 @@ class SharedFileEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
             raise ValueError(f"{REFUSED}: {error}") from error
         with torch.no_grad():
             initialize_layerwise_reload(self.model)
-            self.model.load_weights(_tensors(staged, data, skip_head=self.contract.tied))  # pyright: ignore[reportCallIssue]
+            self.model.load_weights(_tensors(staged, data, self.contract))  # pyright: ignore[reportCallIssue]
             finalize_layerwise_reload(self.model, self.model_config)
             if self.contract.tied and current_platform.is_cpu():
                 _repack_heads(self.model)
@@ -93,13 +93,14 @@ def _map_file(staged: StagedWeights, stamp: FileStamp) -> torch.Tensor:
         return torch.frombuffer(mmap.mmap(file.fileno(), stamp.size, access=mmap.ACCESS_COPY), dtype=torch.uint8)
 
 
-def _tensors(staged: StagedWeights, data: torch.Tensor, *, skip_head: bool) -> Iterator[tuple[str, torch.Tensor]]:
+def _tensors(staged: StagedWeights, data: torch.Tensor, contract: Contract) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield views of the bytes under checkpoint names; a tied output matrix is left out, it is the embedding."""
     for name, dtype_name, shape, offset in zip(staged.names, staged.dtypes, staged.shapes, staged.offsets, strict=True):
-        if skip_head and name == "lm_head.weight":
+        if contract.tied and name == TIED_HEAD:
             continue
         dtype: torch.dtype = getattr(torch, dtype_name)
         num_bytes = torch.Size(shape).numel() * dtype.itemsize
-        yield name, data[offset : offset + num_bytes].view(dtype).view(shape)
+        yield contract.name(name), data[offset : offset + num_bytes].view(dtype).view(shape)
 
 
 def _repack_heads(model: torch.nn.Module) -> None:

@@ -78,6 +78,16 @@ def test_parts_that_are_not_trained_may_be_left_out(tmp_path: Path, staged: Stag
     check_manifest(staged, write_checkpoint(tmp_path, shapes))
 
 
+def test_a_text_model_may_name_its_tensors_without_the_larger_one(tmp_path: Path, staged: StagedWeights) -> None:
+    """Qwen3.5 checkpoints hold the text model as `language_model`; a text-only learner leaves that part out."""
+    shapes = {name.replace("model.", "model.language_model."): shape for name, shape in SHAPES.items()}
+    contract = write_checkpoint(tmp_path, shapes)
+    check_manifest(staged, contract)
+    assert [contract.name(name) for name in staged.names] == list(shapes)
+    with pytest.raises(PushRefused, match=r"model\.language_model\.norm\.weight is missing"):
+        check_manifest(replace(staged, names=["model.embed_tokens.weight", "model.norm.bias"]), contract)
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
