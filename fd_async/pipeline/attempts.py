@@ -82,12 +82,14 @@ class AttemptLoops:
         """Run one ticket to its terminal record or into the buffer."""
         state, parts = self._state, self._parts
         async with self._limiter:
-            rollout = await parts.runner.run(
-                ticket,
-                temperature=parts.config.rollout.temperature,
-                on_stage=lambda stage: state.board.move(ticket.id, stage),
-            )
-            state.board.move(ticket.id, "")
+            try:
+                rollout = await parts.runner.run(
+                    ticket,
+                    temperature=parts.config.rollout.temperature,
+                    on_stage=lambda stage: state.board.move(ticket.id, stage),
+                )
+            finally:
+                state.board.move(ticket.id, "")
         await state.buffer.generated()
         failed = rollout.end_reason == "failed"
         outcome = f"dropped:{rollout.failure}" if failed else "queued"

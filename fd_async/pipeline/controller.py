@@ -71,6 +71,7 @@ class Controller:
                 if state.stopping.is_set():
                     state.phase = "writing the last checkpoint"
                     await self._training.checkpoint()
+                    self._parts.progress.message(f"stopped after step {state.step}; continue with --resume")
                 else:
                     await self._training.finish()
                 services.cancel_scope.cancel()
