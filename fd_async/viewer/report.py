@@ -118,10 +118,10 @@ def _facts(config: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _period(run_dir: Path, status: Mapping[str, Any]) -> str:
-    """Return when the run began and was last heard of, local time."""
-    metrics = run_dir / "metrics.jsonl"
-    start = status.get("started_at") or (run_dir / "config.toml").stat().st_mtime
-    end = status.get("updated_at") or (metrics.stat().st_mtime if metrics.exists() else start)
+    """Return when the run's last process began and was last heard of, local time."""
+    metrics, config = run_dir / "metrics.jsonl", run_dir / "config.toml"
+    end = status.get("updated_at") or (metrics if metrics.exists() else config).stat().st_mtime
+    start = end - status["elapsed_s"] if "elapsed_s" in status else config.stat().st_mtime
     shown = [time.strftime("%Y-%m-%d %H:%M", time.localtime(moment)) for moment in (start, end)]
     return f"{shown[0]} – {shown[1]} ({duration(max(0.0, end - start))})"
 

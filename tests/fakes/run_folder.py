@@ -149,8 +149,8 @@ def write_run(
     (folder / "metrics.jsonl").write_bytes(b"".join(msgspec.json.encode(row) + b"\n" for row in rows))
     status = {
         "phase": "done",
-        "started_at": 1.7e9,
-        "updated_at": 1.7e9 + 280 * num_steps,
+        "updated_at": 1.7e9,
+        "elapsed_s": 280.0 * num_steps,
         "tokens": {"dropped:feedback_rejected": 3_000 * num_steps, "dropped:infrastructure": 1_000 * num_steps},
     }
     (folder / "status.json").write_bytes(msgspec.json.encode(status))

@@ -61,6 +61,7 @@
     if (x0 === x1) { x0 -= 1; x1 += 1; }
     if (stacked || (y0 > 0 && y0 < 0.6 * y1)) y0 = Math.min(0, y0);
     if (spec.unit === "share" && y0 === 0 && y1 > 0.5) y1 = 1;
+    if (y0 === 0 && y1 === 0) y1 = 1;
     if (y0 === y1) { y0 -= Math.abs(y0) * 0.1 || 1; y1 += Math.abs(y1) * 0.1 || 1; }
     const px = (x) => LEFT + (W - LEFT - RIGHT) * (x - x0) / (x1 - x0);
     const py = (y) => H - BOTTOM - (H - TOP - BOTTOM) * (y - y0) / (y1 - y0);
