@@ -25,6 +25,8 @@ _MAX_STARTS_AT_ONCE = 8
 _BACKOFF_S = (0.1, 1.0, 5.0, 15.0, 30.0)
 _GIVE_UP_AFTER_STARTS = 3
 _REJECTED_FOR_S = 60.0
+_USES_BEFORE_TURN = 16
+"""A worker serves its header at least this often before it turns to one that waits and has no worker."""
 _log = structlog.get_logger("fd_async.verifier")
 
 
@@ -210,13 +212,14 @@ class ReplPool:
         repl = slot.repl
         if repl is None or slot.retire.is_set():
             return
+        own = self._queues.get(slot.header)
         unserved = self._unserved_header()
         if not repl.is_usable() or repl.uses >= self._max_uses:
-            self._turn(slot, slot.header if unserved is None else unserved)
-        elif unserved is not None:
+            self._turn(slot, unserved if unserved is not None and not own else slot.header)
+        elif unserved is not None and (not own or repl.uses >= _USES_BEFORE_TURN):
             self._turn(slot, unserved)
-        elif queue := self._queues.get(slot.header):
-            waiter = next(iter(queue))
+        elif own:
+            waiter = next(iter(own))
             self._forget(slot.header, waiter)
             waiter.slot = slot
             self._busy += 1
@@ -226,7 +229,7 @@ class ReplPool:
 
     def _unserved_header(self) -> str | None:
         """The longest waiting header that no worker has or is loading."""
-        if not self._queues or (len(self._queues) == 1 and self._default_header in self._queues):
+        if not self._queues:
             return None
         served = {slot.header for slot in self._slots}
         return next((header for header in self._queues if header not in served), None)

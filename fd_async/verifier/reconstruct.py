@@ -8,6 +8,7 @@ pointed at the model's own file.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 from fd_async.types import Statement
@@ -191,7 +192,7 @@ def _modified(tokens: list[Token], index: int, gate: Gate) -> Violation | None:
 def _helper_clash(tokens: list[Token], goal: Goal) -> Violation | None:
     """Refuse helpers named like something in the statement: they could change what the statement resolves to."""
     used = {part for text in goal.tokens for part in text.split(".")}
-    for keyword, name in zip(tokens, tokens[1:], strict=False):
+    for keyword, name in pairwise(tokens):
         if keyword.text not in ("theorem", "lemma") or name.kind != "word" or name.text == goal.name:
             continue
         parts = name.text.split(".")

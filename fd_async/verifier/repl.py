@@ -126,7 +126,7 @@ class ReplProcess:
             return False
         try:
             self._demand_empty_pipe()
-        except ReplFailure:
+        except (ReplDesync, EOFError):
             self.broken = True
         return not self.broken
 
@@ -184,6 +184,8 @@ class ReplProcess:
                 block = await self._read_block()
         except TimeoutError:
             raise ReplTimeout(f"no answer within {timeout_s:g} s") from None
+        except EOFError:
+            raise await self._exited("the process ended before the request") from None
         except OSError as error:
             raise await self._exited(f"pipe error {errno.errorcode.get(error.errno or 0, error.errno)}") from error
         finally:
@@ -200,7 +202,7 @@ class ReplProcess:
             return
         if stray:
             raise ReplDesync(f"bytes before the request: {stray[:80]!r}")
-        raise ReplExited("the process ended while idle", self.returncode, self.stderr_tail)
+        raise EOFError
 
     async def _write(self, request: bytes) -> None:
         view = memoryview(request)

@@ -17,14 +17,27 @@ from anyio import fail_after
 from fd_async.config.schema import Verifier as VerifierTable
 from fd_async.errors import PreflightError
 
-_ARGV = (
-    "--no-config --no-messages --no-heading --color=never --line-number --sort=path --no-ignore --glob=*.lean "
-    "--max-count=5 --max-columns=240 --max-columns-preview --regex-size-limit=10M --dfa-size-limit=10M"
-).split()
+_ARGV = [
+    "--no-config",
+    "--no-messages",
+    "--no-heading",
+    "--color=never",
+    "--line-number",
+    "--sort=path",
+    "--no-ignore",
+    "--glob=*.lean",
+    "--max-count=5",
+    "--max-columns=240",
+    "--max-columns-preview",
+    "--regex-size-limit=10M",
+    "--dfa-size-limit=10M",
+]
 _MAX_LINES = 20
 _MAX_BYTES = 1 << 16
 _MAX_PATTERN_CHARS = 500
 _CONCURRENT = 4
+_QUEUE_FACTOR = 10
+"""Waiting for other searches may take this many times the time of one."""
 
 
 class Search:
@@ -44,9 +57,10 @@ class Search:
             return False, f"The pattern must have 1 to {_MAX_PATTERN_CHARS} characters."
         argv = [self._program, *_ARGV, "--", pattern, "."]
         try:
-            async with self._limit:
-                with fail_after(self._timeout_s):
-                    return await self._run(argv, pattern, self._folder)
+            with fail_after(_QUEUE_FACTOR * self._timeout_s):
+                async with self._limit:
+                    with fail_after(self._timeout_s):
+                        return await self._run(argv, pattern, self._folder)
         except TimeoutError:
             return False, f"The search took longer than {self._timeout_s:g} s. Use a more specific pattern."
 
@@ -54,7 +68,8 @@ class Search:
         async with await anyio.open_process(
             argv, cwd=folder, stdin=None, env={"PATH": os.environ.get("PATH", "")}, start_new_session=True
         ) as process:
-            assert process.stdout is not None and process.stderr is not None
+            assert process.stdout is not None
+            assert process.stderr is not None
             output, complete = await _read(process.stdout, _MAX_BYTES, _MAX_LINES)
             if not complete:
                 process.kill()

@@ -12,7 +12,12 @@ from typing import NamedTuple
 
 from fd_async.verifier.lexer import Token
 
-FORBIDDEN_COMMANDS = frozenset(
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+FORBIDDEN_COMMANDS = _words(
     """
     abbrev add_aesop_rules add_decl_doc alias assert_exists assert_not_exists assert_not_imported attribute axiom
     binder_predicate builtin_dsimproc builtin_initialize builtin_simproc builtin_simproc_decl class coinductive
@@ -28,27 +33,27 @@ FORBIDDEN_COMMANDS = frozenset(
     reset_grind_attrs run_cmd run_elab run_meta scoped seal section show_panel_widgets simproc simproc_decl
     structure suppress_compilation syntax tactic_extension unif_hint universe unseal unsafe unsuppress_compilation
     variable
-    """.split()
+    """
 )
-FORBIDDEN_TERMS = frozenset(
+FORBIDDEN_TERMS = _words(
     """
     run_tac by_elab include_str native_decide polyrith eval_expr implemented_by extern csimp skipKernelTC
     unsafeCast ofReduceBool ofReduceNat reduceBool reduceNat trustCompiler sorryAx lcProof lcUnreachable where
     mkSorry
-    """.split()
+    """
 )
 """Refused as any component of a name. `where` and `let rec` make definitions inside a theorem's namespace."""
 
 COMMAND_STARTS = frozenset({"theorem", "lemma", "example", "private", "protected", "nonrec", "open", "set_option"})
 ALLOWED_HASH = frozenset({"check", "print", "check_failure"})
-HASH_COMMANDS = frozenset(
+HASH_COMMANDS = _words(
     """
     eval eval! exit reduce guard guard_msgs guard_expr synth simp norm_num conv whnf whnfR unfold help where find
     find_home find_syntax search loogle leansearch leanfinder min_imports redundant_imports import_path lint
     list_linters instances version time html widget sample test plausible discr_tree_key discr_tree_simp_key
     adaptation_note long_names long_instances show_kind show_term parse import_diff import_bumps unicode_linter
     string_diagram explode rpc unlang count_heartbeats count_heartbeats! push_discr_tree symmetry trans
-    """.split()
+    """
 )
 """`#NAME` that is a command wherever it stands; at the start of a line every `#NAME` is one."""
 ALLOWED_ATTRIBUTES = frozenset({"simp"})

@@ -7,29 +7,22 @@ Nothing falls back from one backend to another.
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import structlog
 from anyio import Event, to_thread
 
 from fd_async.config.schema import Verifier as VerifierTable
-from fd_async.errors import PreflightError
 from fd_async.types import Statement, Verdict
 from fd_async.verifier.backend import LeanBackend
 from fd_async.verifier.judge import Judge, sha256
-from fd_async.verifier.repl import ReplSpec, clean_environment
+from fd_async.verifier.locate import locate_minilean, locate_repl
 from fd_async.verifier.repl_backend import open_repl_backend
 
 _CACHE_SIZE = 20_000
-_LAKE_ENV_TIMEOUT_S = 120.0
 
 
 class Verifier:
@@ -106,14 +99,9 @@ async def _open_backend(config: VerifierTable, log: Any) -> AbstractAsyncContext
         return open_kimina(config)
     if config.backend == "minilean":
         log.warning("minilean judges proofs, not Lean: the tiny world's small checker of a fragment of core Lean 4")
-        argv = tuple(config.command) or (sys.executable, "-m", "fd_async.verifier.minilean")
-        root = str(Path(__file__).resolve().parents[2])
-        path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
-        spec = _spec(config, argv, None, clean_environment({"PYTHONPATH": path}))
-        toolchain = "minilean"
+        spec, toolchain = locate_minilean(config)
     else:
-        spec = await _resolve_repl(config)
-        toolchain = read_toolchain(Path(config.project_dir))
+        spec, toolchain = await to_thread.run_sync(locate_repl, config)
         log.info("Lean judges proofs", toolchain=toolchain, command=" ".join(spec.argv), workers=config.workers)
     return open_repl_backend(
         spec,
@@ -125,73 +113,3 @@ async def _open_backend(config: VerifierTable, log: Any) -> AbstractAsyncContext
         queue_timeout_s=config.queue_timeout_s,
         check_timeout_s=config.check_timeout_s,
     )
-
-
-def read_toolchain(project: Path) -> str:
-    """Return the content of the project's lean-toolchain file, or `unknown`."""
-    file = project / "lean-toolchain"
-    return file.read_text().strip() if file.is_file() else "unknown"
-
-
-def _spec(config: VerifierTable, argv: tuple[str, ...], cwd: str | None, env: Mapping[str, str]) -> ReplSpec:
-    return ReplSpec(
-        argv=argv,
-        cwd=cwd,
-        env=env,
-        nice=config.nice,
-        memory_gib=config.memory_limit_gib,
-        import_timeout_s=config.import_timeout_s,
-    )
-
-
-async def _resolve_repl(config: VerifierTable) -> ReplSpec:
-    """Find the REPL program and its environment once, so that each worker is one process and not three."""
-    project = Path(config.project_dir).resolve()
-    if config.command:
-        if shutil.which(config.command[0]) is None:
-            raise PreflightError(f"verifier.command: there is no program {config.command[0]!r}")
-        cwd = str(project) if project.is_dir() else None
-        return _spec(config, tuple(config.command), cwd, clean_environment())
-    set_up = f"run `lean/setup` (needs a network once), or set verifier.project_dir (now {config.project_dir!r})"
-    if not any((project / name).is_file() for name in ("lakefile.toml", "lakefile.lean")):
-        raise PreflightError(f"there is no Lake project in {config.project_dir}: {set_up}")
-    lake = shutil.which("lake") or shutil.which("lake", path=str(Path.home() / ".elan" / "bin"))
-    if lake is None:
-        raise PreflightError(f"Lean is not installed (no `lake` on PATH): {set_up}")
-    program = _find_repl_program(project)
-    if program is None:
-        raise PreflightError(f"the Lean REPL is not built in {config.project_dir}: {set_up}")
-    environment = await to_thread.run_sync(_lake_environment, lake, project)
-    return _spec(config, (str(program),), str(project), environment)
-
-
-def _find_repl_program(project: Path) -> Path | None:
-    for place in (".lake/packages/repl/.lake/build/bin/repl", ".lake/packages/REPL/.lake/build/bin/repl"):
-        if (project / place).is_file():
-            return project / place
-    return None
-
-
-def _lake_environment(lake: str, project: Path) -> dict[str, str]:
-    """Ask `lake env` for what Lean needs and keep only that."""
-    try:
-        result = subprocess.run(
-            [lake, "env", "env", "-0"],
-            cwd=project,
-            env=clean_environment(),
-            capture_output=True,
-            timeout=_LAKE_ENV_TIMEOUT_S,
-            check=True,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise PreflightError(f"`lake env` in {project} did not answer in {_LAKE_ENV_TIMEOUT_S:g} s") from error
-    except (OSError, subprocess.CalledProcessError) as error:
-        detail = getattr(error, "stderr", b"") or str(error).encode()
-        last = detail.decode("utf-8", "replace").strip().splitlines()[-1:]
-        raise PreflightError(f"`lake env` failed in {project}: {' '.join(last)}; run `lean/setup` again") from error
-    pairs = (item.partition("=") for item in result.stdout.decode("utf-8", "replace").split("\0") if item)
-    found = {name: value for name, _, value in pairs}
-    kept = {name: found[name] for name in found if name.startswith(("LEAN", "LAKE", "ELAN")) or name == "PATH"}
-    if "LEAN_PATH" not in kept:
-        raise PreflightError(f"`lake env` in {project} sets no LEAN_PATH; run `lean/setup` again")
-    return clean_environment({**kept, "LEAN_NUM_THREADS": "1"})

@@ -39,8 +39,8 @@ def answer(cmd: str, env: int | None) -> dict[str, Any]:
     result: dict[str, Any] = {"env": len(ENVIRONMENTS) - 1}
     messages = []
     for number, line in enumerate(cmd.split("\n"), 1):
-        for match in re.finditer(r"fake_error\w*|import Nowhere", line):
-            messages.append(message("error", f"unknown identifier '{match[0]}'", number, match.start()))
+        found = re.finditer(r"fake_error\w*|import Nowhere", line)
+        messages += [message("error", f"unknown identifier '{match[0]}'", number, match.start()) for match in found]
     probe = re.search(r"theorem (fd_probe_\w+)[^\n]*@_root_\.(\S+)\n#print axioms _root_\.\1", cmd)
     if probe:
         if f"theorem {probe[2]}" not in text or "fake_changed" in text.split("theorem fd_probe")[0]:
