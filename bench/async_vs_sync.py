@@ -6,14 +6,13 @@ request after 5 s; one engine serves both, one after the other.
 
 from __future__ import annotations
 
-import argparse
 import os
 import socket
 import sys
 
 import anyio
-from bench.common import emit
 
+from bench.common import arguments, emit
 from bench.experiments import configure, experiment, one_engine
 
 DELAY_S = 5.0
@@ -83,6 +82,4 @@ async def wait_for(port: int) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true")
-    anyio.run(run, parser.parse_args().quick)
+    anyio.run(run, arguments(__doc__).quick)

@@ -6,7 +6,6 @@ The learner is idle. Both orders alternate; the ratio is of the medians of one r
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import tempfile
 import time
@@ -14,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-from bench.common import emit
 
+from bench.common import arguments, emit
 from bench.experiments import configure, one_engine
 from fd_async.data.statements import read_statements
 from fd_async.policy.local import LocalEngine
@@ -130,6 +129,4 @@ async def timed_replay(engine: LocalEngine, attempts: list[list[tuple[list[int],
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true")
-    anyio.run(run, parser.parse_args().quick)
+    anyio.run(run, arguments(__doc__).quick)

@@ -6,13 +6,12 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from typing import Any
 
 import anyio
-from bench.common import emit
 
+from bench.common import arguments, emit
 from bench.experiments import Outcome, configure, experiment, one_engine
 
 QUICK: dict[str, Any] = {
@@ -80,6 +79,4 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true")
-    anyio.run(run, parser.parse_args().quick)
+    anyio.run(run, arguments(__doc__).quick)
