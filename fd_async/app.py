@@ -35,7 +35,7 @@ from fd_async.policy.local import open_engine
 from fd_async.rendering import Renderer
 from fd_async.rollouts import RolloutRunner
 from fd_async.telemetry.logs import setup_logging
-from fd_async.telemetry.progress import Progress, make_progress
+from fd_async.telemetry.progress import Progress, is_live, make_progress
 from fd_async.telemetry.sinks import MetricsFile
 from fd_async.types import Rollout, Statement
 from fd_async.verifier.schemas import TOOL_SCHEMAS
@@ -83,7 +83,7 @@ async def run_experiment(
     """
     for folder in ("logs", "checkpoints"):
         (run_dir / folder).mkdir(parents=True, exist_ok=True)
-    setup_logging(run_dir, config.telemetry.log_level, live=config.telemetry.console == "live")
+    setup_logging(run_dir, config.telemetry.log_level, live=is_live(config.telemetry.console))
     text = dump_toml(config)
     (run_dir / "config.toml").write_text(text)
     config_hash = hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -93,7 +93,7 @@ async def run_experiment(
         config = _with_init_from(config)
     train = limit_by_hash(read_statements(Path(config.data.train)), config.data.max_train)
     suites = read_suites(config)
-    progress = make_progress(config.telemetry.console)
+    progress = make_progress(config.telemetry.console, run=run_dir.name)
     try:
         async with AsyncExitStack() as stack:
             state = RunState(config, step)
