@@ -27,6 +27,7 @@ from fd_async.verifier.messages import Message, Position
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 10.0
 _MAX_ANSWER_BYTES = 1 << 24
+_PATIENCE_AT_START_S = 10.0
 _GRACE_S = 30.0
 """Beyond the check itself: transfer, and the server's own waiting for a worker (60 s there, retried here)."""
 _VERSION = '#eval (Lean.versionString ++ " fd_version")'
@@ -99,7 +100,7 @@ class KiminaBackend:
     async def probe_version(self) -> None:
         """Ask which Lean answers; raises PreflightError when nobody does."""
         try:
-            result, _ = await self._ask(_VERSION, patience_s=10.0)
+            result, _ = await self._ask(_VERSION, patience_s=_PATIENCE_AT_START_S)
         except (VerifierError, CheckTimeout) as error:
             raise PreflightError(f"verifier.url = {self._config.url!r}: {error}") from error
         data = [m.data for m in result.response.messages] if result.response else []

@@ -194,11 +194,11 @@ class ReplPool:
 
     def _make_room(self, header: str) -> None:
         """Turn an idle worker of another header to this one when its own workers cannot keep up."""
-        own = sum(slot.header == header for slot in self._slots)
-        if own and len(self._queues[header]) <= own:
+        workers = Counter(slot.header for slot in self._slots)
+        if workers[header] and len(self._queues[header]) <= workers[header]:
             return
         for slot in self._idle:
-            if slot.header != header:
+            if slot.header != header and (workers[slot.header] > 1 or not workers[header]):
                 del self._idle[slot]
                 self._turn(slot, header)
                 return

@@ -13,6 +13,7 @@ from typing import Any
 
 from anyio import current_time, to_thread
 
+from fd_async.errors import VerifierError
 from fd_async.types import Statement, ToolCall, ToolResult, Verdict
 from fd_async.verifier.judge import MAX_CODE_CHARS
 from fd_async.verifier.messages import cut
@@ -44,7 +45,11 @@ class Toolbox:
         """Compiler output of the newest check, for feedback made of it."""
 
     async def call(self, call: ToolCall) -> ToolResult:
-        """Run one call; whatever is wrong with it is told to the model."""
+        """Run one call; whatever is wrong with it is told to the model.
+
+        Raises:
+            VerifierError: The rollout's folder cannot be written.
+        """
         started = current_time()
         problem = call.error or _problem(call)
         if problem:
@@ -77,7 +82,10 @@ class Toolbox:
             return ToolResult(text=f"The file is too long: at most {MAX_CODE_CHARS} characters.", ok=False)
         if name not in self._files and len(self._files) >= _MAX_FILES:
             return ToolResult(text=f"Too many files: at most {_MAX_FILES}.", ok=False)
-        await to_thread.run_sync(_write_flat, self._folder, name, code)
+        try:
+            await to_thread.run_sync(_write_flat, self._folder, name, code)
+        except OSError as error:
+            raise VerifierError(f"cannot write {name} into {self._folder}: {error}") from error
         self._files[name] = code
         self._last_written = name
         return ToolResult(text=f"Wrote {name}.", ok=True)

@@ -33,7 +33,10 @@ def test_the_first_error_is_kept_in_full_and_the_rest_is_counted() -> None:
     assert len(text) <= 700
 
 
-@given(st.lists(st.tuples(st.text(max_size=300), st.sampled_from(["error", "warning", "info"])), max_size=12), st.integers(1, 400))
+@given(
+    st.lists(st.tuples(st.text(max_size=300), st.sampled_from(["error", "warning", "info"])), max_size=12),
+    st.integers(1, 400),
+)
 def test_the_budget_holds_for_every_output(items: list[tuple[str, str]], budget: int) -> None:
     """No combination of messages exceeds what the model may see."""
     messages = [Message(data, severity, Position(index, 0)) for index, (data, severity) in enumerate(items)]

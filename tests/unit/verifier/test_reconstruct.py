@@ -34,13 +34,17 @@ def test_the_probe_states_the_closed_theorem_and_asks_for_its_axioms() -> None:
         "theorem n : ∀ a, f a = 1 := @_root_.t\n#print axioms _root_.n"
     )
     assert goal("theorem t : 1 = 1 := by").probe("n").startswith("theorem n : 1 = 1 := @_root_.t\n")
-    assert goal("theorem t.{u} {α : Type u} (s : α) : s = s := by").probe("n").startswith(
-        "theorem n.{u} : ∀ {α : Type u} (s : α), s = s := @_root_.t\n"
+    assert (
+        goal("theorem t.{u} {α : Type u} (s : α) : s = s := by")
+        .probe("n")
+        .startswith("theorem n.{u} : ∀ {α : Type u} (s : α), s = s := @_root_.t\n")
     )
     assert goal("theorem t (f : ∀ x : ℕ, x = x) : ∃ y : ℕ, y = 1 := by").conclusion == "∃ y : ℕ, y = 1"
 
 
-@pytest.mark.parametrize("text", ["", "def t : Nat := 1", "theorem", "theorem t := by sorry", "theorem t (x : Nat)", "theorem t : /- "])
+@pytest.mark.parametrize(
+    "text", ["", "def t : Nat := 1", "theorem", "theorem t := by sorry", "theorem t (x : Nat)", "theorem t : /- "]
+)
 def test_what_is_no_statement_is_an_error_of_the_data(text: str) -> None:
     """A broken row of the data set is never the model's failure."""
     with pytest.raises(StatementError, match="statement 's'"):
