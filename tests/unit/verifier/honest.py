@@ -17,10 +17,14 @@ HONEST: dict[str, str] = {
     "a private helper": f"private theorem helper {{a b : Prop}} (ha : a) : a ∨ b := Or.inl ha\n\n{HEAD}helper hp",
     "a helper for simp": f"@[simp] theorem helper (a : Prop) : (a ∧ a) = a := and_self a\n\n{HEAD}by simp [hp]",
     "a helper after the theorem": f"{HEAD}Or.inl hp\n\ntheorem later : True := trivial",
-    "helpers with dotted and primed names": f"theorem Aux.h₁' : True := trivial\ntheorem h! : True := trivial\n{HEAD}Or.inl hp",
+    "helpers with dotted and primed names": (
+        f"theorem Aux.h₁' : True := trivial\ntheorem h! : True := trivial\n{HEAD}Or.inl hp"
+    ),
     "unicode names": f"theorem αβ_γ₀ (ε₁ δ' : ℝ) (𝓕 : Set ℝ) : True := trivial\n{HEAD}Or.inl hp",
     "forbidden words in a comment": f"-- axiom, sorry, #eval and native_decide are not used\n{HEAD}Or.inl hp",
-    "forbidden words in a block comment": f"/- def x := 1 /- instance -/ macro -/\n{HEAD}by\n  /- sorry -/ exact Or.inl hp",
+    "forbidden words in a block comment": (
+        f"/- def x := 1 /- instance -/ macro -/\n{HEAD}by\n  /- sorry -/ exact Or.inl hp"
+    ),
     "a doc comment": f"/-- The attribute of an `axiom`. -/\n{HEAD}Or.inl hp",
     "a module comment": f"/-! # import everything -/\n{HEAD}Or.inl hp",
     "forbidden words inside names": f"theorem axiom_of_choice' : True := trivial\n{HEAD}(Or.inl hp : p ∨ q)",
@@ -33,9 +37,13 @@ HONEST: dict[str, str] = {
     "looking something up": f"#check Or.inl\n#print axioms Or.inl\n{HEAD}Or.inl hp",
     "focus dots, bullets and combinators": f"{HEAD}by\n  constructor <;> first\n  | exact hp\n  · exact hp",
     "anonymous constructors and lambdas": f"{HEAD}(fun (h : p) ↦ .inl h) hp",
-    "cardinality and set notation": f"theorem c (s : Finset ℕ) : #s = #s ∧ (∑ x ∈ s, x) = ∑ x in s, x := ⟨rfl, rfl⟩\n{HEAD}Or.inl hp",
+    "cardinality and set notation": (
+        f"theorem c (s : Finset ℕ) : #s = #s ∧ (∑ x ∈ s, x) = ∑ x in s, x := ⟨rfl, rfl⟩\n{HEAD}Or.inl hp"
+    ),
     "pattern matching": f"theorem m : ∀ n : ℕ, n = n\n  | 0 => rfl\n  | n + 1 => rfl\n{HEAD}Or.inl hp",
-    "induction": f"theorem i (n : ℕ) : n = n := by\n  induction n with\n  | zero => rfl\n  | succ n ih => rfl\n{HEAD}Or.inl hp",
+    "induction": (
+        f"theorem i (n : ℕ) : n = n := by\n  induction n with\n  | zero => rfl\n  | succ n ih => rfl\n{HEAD}Or.inl hp"
+    ),
     "rcases and obtain": f"{HEAD}by\n  obtain ⟨h, -⟩ : p ∧ True := ⟨hp, trivial⟩\n  exact Or.inl h",
     "arrows and primes": f"theorem a (h : 1 = 2) (s : Set ℕ) : True := by rw [← h] at *; trivial\n{HEAD}Or.inl hp",
     "windows line ends": f"{HEAD}by\r\n  exact Or.inl hp\r\n",

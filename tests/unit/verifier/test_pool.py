@@ -39,7 +39,7 @@ async def run(pool: ReplPool, text: str, header: str = "", timeout_s: float = 5.
 
 async def until(condition: object) -> None:
     with anyio.fail_after(10):
-        while not condition():  # type: ignore[operator]
+        while not condition():  # type: ignore[operator]  # noqa: ASYNC110  nothing tells of it
             await anyio.sleep(0.005)
 
 
@@ -134,7 +134,7 @@ async def test_a_rejected_header_fails_its_callers_and_not_the_pool() -> None:
     """Lean's words reach the caller, later callers fail at once, other headers go on."""
     async with pool_of(1) as pool:
         for _ in range(2):
-            with pytest.raises(VerifierError, match="header was rejected.*import Nowhere"):
+            with pytest.raises(VerifierError, match=r"header was rejected.*import Nowhere"):
                 await run(pool, "h", header="import Nowhere")
         await run(pool, "h")
         assert pool.statistics()["failed_starts"] == 1

@@ -53,7 +53,8 @@ def test_what_is_no_statement_is_an_error_of_the_data(text: str) -> None:
 
 def test_the_proof_keeps_its_columns_and_lines_map_back() -> None:
     """Layout decides what a tactic block means, so no column may move."""
-    code = "import Mathlib\n\ntheorem h : 1 = 1 := rfl\n\ntheorem foo (p q : Prop)\n    (hp : p) :\n    p ∨ q := by left\n              exact hp\n"
+    head = "import Mathlib\n\ntheorem h : 1 = 1 := rfl\n\n"
+    code = f"{head}theorem foo (p q : Prop)\n    (hp : p) :\n    p ∨ q := by left\n              exact hp\n"
     result = rebuilt(code)
     lines = result.body.split("\n")
     assert lines[0] == " " * len("import Mathlib")

@@ -96,7 +96,8 @@ def test_tokens_cover_the_text_in_order(text: str) -> None:
     try:
         tokens = lex(text)
     except LexError as error:
-        assert 0 <= error.position <= len(text)
+        position = error.position
+        assert 0 <= position <= len(text)
         return
     position = 0
     for token in tokens:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 import structlog
 
@@ -19,6 +20,11 @@ pytestmark = pytest.mark.anyio
 
 async def kind_of(verifier: Verifier, tactics: str) -> str:
     return (await verifier.check(proof(tactics), STATEMENT)).kind
+
+
+def _deadline(marker: str) -> float:
+    """Short only where it has to pass."""
+    return 0.3 if marker in ("fake_hang", "fake_spin") else 5.0
 
 
 @pytest.mark.parametrize(
@@ -39,7 +45,7 @@ async def kind_of(verifier: Verifier, tactics: str) -> str:
 )
 async def test_what_happens_twice_is_held_against_the_input(marker: str, kind: str) -> None:
     """A poison pill costs two processes, has its own verdict, and is not tried a third time."""
-    async with open_verifier(fake_config(check_timeout_s=0.3), output_chars=500) as verifier:
+    async with open_verifier(fake_config(check_timeout_s=_deadline(marker)), output_chars=500) as verifier:
         assert await kind_of(verifier, f"exact {marker}") == kind
         restarts = verifier.statistics()["restarts"]
         assert await kind_of(verifier, f"exact {marker}") == kind
@@ -51,7 +57,7 @@ async def test_what_happens_twice_is_held_against_the_input(marker: str, kind: s
 @pytest.mark.parametrize("marker", ["fake_die", "fake_exit", "fake_garbage", "fake_double", "fake_hang"])
 async def test_what_happens_once_is_not_held_against_the_input(marker: str, tmp_path: Path) -> None:
     """The input is tried again in a fresh process and gets its true verdict."""
-    async with open_verifier(fake_config(check_timeout_s=0.5), output_chars=500) as verifier:
+    async with open_verifier(fake_config(check_timeout_s=_deadline(marker)), output_chars=500) as verifier:
         assert await kind_of(verifier, f"exact fake_once_{tmp_path / 'seen'}_ {marker}") == "proved"
 
 
@@ -82,7 +88,7 @@ async def test_infrastructure_is_never_remembered() -> None:
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(check, "exact fake_slow")
-            await anyio.sleep(0)
+            await anyio.lowlevel.checkpoint()
             tasks.start_soon(check, "exact Or.inl hp")
         assert sorted(kinds) == ["infrastructure", "proved"]
         assert verifier.statistics()["infra_errors"] == 1
