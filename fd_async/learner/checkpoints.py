@@ -26,6 +26,8 @@ class LearnerState(msgspec.Struct, frozen=True, kw_only=True):
     zero_stage: int
     dtype: str
     algorithm: str
+    origin: str = ""
+    """Checkpoint that the run started from (absolute); empty for `model.path`. GRPO's reference on every resume."""
 
 
 def model_folder(checkpoint: Path) -> Path:

@@ -19,8 +19,8 @@ import anyio
 from anyio.abc import TaskGroup
 
 from fd_async.config.schema import RunConfig
-from fd_async.errors import CheckpointError, FdError, LearnerError, LearnerRankDied, PreflightError
-from fd_async.learner.checkpoints import model_folder, resolve_checkpoint
+from fd_async.errors import FdError, LearnerError, LearnerRankDied, PreflightError
+from fd_async.learner.checkpoints import read_state, resolve_checkpoint
 from fd_async.learner.link import Export, Message, Reply, Save, Stage, Staged, Start, Step, Stepped
 from fd_async.learner.ranks import RankProcess, accept_all, free_port, spawn
 from fd_async.learner.split import check_alignment, evenly_spaced, split_by_tokens
@@ -206,7 +206,10 @@ async def _spawn_all(
 
 
 def _preflight(config: RunConfig, resume_from: Path | None) -> Path | None:
-    """Refuse what cannot start; return the checkpoint of `model.init_from`, if any."""
+    """Refuse what cannot start; return the checkpoint whose weights the run starts from, if any.
+
+    A resumed run keeps the one it began with, whatever `model.init_from` means by now.
+    """
     learner = config.learner
     if learner.zero_stage == 3:
         raise PreflightError("learner.zero_stage = 3 is not there yet; use 0, 1 or 2")
@@ -214,9 +217,13 @@ def _preflight(config: RunConfig, resume_from: Path | None) -> Path | None:
         raise PreflightError(
             f"learner.gpus names {len(learner.gpus)} GPUs, learner.ranks = {learner.ranks}; give one GPU per rank"
         )
-    if resume_from is not None and not model_folder(resume_from).is_dir():
-        raise CheckpointError(f"{resume_from}: no checkpoint to resume from (it has no model/ folder)")
-    return resolve_checkpoint(config.model.init_from) if config.model.init_from else None
+    if resume_from is None:
+        return resolve_checkpoint(config.model.init_from).resolve() if config.model.init_from else None
+    origin = read_state(resume_from).origin
+    needs_origin = config.algorithm.type == "grpo" and config.algorithm.kl_weight > 0
+    if not origin or not needs_origin:
+        return None
+    return resolve_checkpoint(origin, key=f"GRPO's reference for {resume_from}")
 
 
 @contextmanager

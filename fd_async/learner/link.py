@@ -25,7 +25,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     id: int = 0
 
 
-class Start(Message):
+class Start(Message, frozen=True, kw_only=True):
     """Build the model and the engine. Paths are strings; empty means none."""
 
     config: RunConfig
@@ -33,7 +33,7 @@ class Start(Message):
     resume_from: str = ""
 
 
-class Step(Message):
+class Step(Message, frozen=True, kw_only=True):
     """One gradient step on this rank's share of the batch."""
 
     step: int
@@ -44,7 +44,7 @@ class Step(Message):
     """Rollouts on which the gain from feedback is measured."""
 
 
-class Stage(Message):
+class Stage(Message, frozen=True, kw_only=True):
     """Write the weights into `folder` as one flat file and score the probe."""
 
     version: int
@@ -52,41 +52,41 @@ class Stage(Message):
     folder: str
 
 
-class Save(Message):
+class Save(Message, frozen=True, kw_only=True):
     """Write the learner's part of a checkpoint into `folder`."""
 
     folder: str
 
 
-class Export(Message):
+class Export(Message, frozen=True, kw_only=True):
     """Write a Hugging Face folder."""
 
     folder: str
 
 
-class Hello(Message):
+class Hello(Message, frozen=True, kw_only=True):
     """A rank is connected; `id` is unused."""
 
     rank: int
 
 
-class Done(Message):
+class Done(Message, frozen=True, kw_only=True):
     """The request is carried out."""
 
 
-class Stepped(Message):
+class Stepped(Message, frozen=True, kw_only=True):
     """Result of `Step`."""
 
     report: StepReport
 
 
-class Staged(Message):
+class Staged(Message, frozen=True, kw_only=True):
     """Result of `Stage`; only rank 0 has weights."""
 
     weights: StagedWeights | None
 
 
-class Failed(Message):
+class Failed(Message, frozen=True, kw_only=True):
     """The request raised; `kind` is a class of `fd_async.errors`, or another exception's name."""
 
     kind: str

@@ -18,6 +18,7 @@ import threading
 import traceback
 from pathlib import Path
 
+import msgspec
 import torch
 
 from fd_async.errors import LearnerError
@@ -57,6 +58,7 @@ class Rank:
             zero_stage=effective_zero_stage(config),
             dtype=config.model.dtype,
             algorithm=config.algorithm.type,
+            origin=start.init_from,
         )
         if start.resume_from:
             self._resume(Path(start.resume_from))
@@ -67,7 +69,7 @@ class Rank:
         report = self._trainer.step(
             request.samples, step=request.step, score_ids=request.score_ids, gain_ids=request.gain_ids
         )
-        self._state = LearnerState(**{**_fields(self._state), "step": request.step})
+        self._state = msgspec.structs.replace(self._state, step=request.step)
         return report
 
     def stage(self, request: Stage) -> StagedWeights | None:
@@ -119,10 +121,6 @@ class Rank:
             audit.check_teacher_equals_student(
                 self._engine.policy, self._teacher.policy, self._config.algorithm.top_k, chunk_tokens
             )
-
-
-def _fields(state: LearnerState) -> dict[str, object]:
-    return {name: getattr(state, name) for name in state.__struct_fields__}
 
 
 def _leave_with_controller() -> None:

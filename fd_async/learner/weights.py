@@ -69,7 +69,7 @@ def stage(policy: Policy, version: int, folder: Path, probe_ids: list[int], chun
     with partial.open("wb") as file:
         for name, tensor in named_weights(policy).items():
             flat = tensor.detach().cpu().contiguous().view(-1)
-            data = memoryview(flat.view(torch.uint8).numpy())
+            data = flat.view(torch.uint8).numpy().data
             padding = bytes(-len(data) % ALIGNMENT_BYTES)
             names.append(name)
             dtypes.append(str(tensor.dtype).removeprefix("torch."))

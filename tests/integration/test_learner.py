@@ -153,9 +153,17 @@ async def test_a_run_started_from_a_checkpoint_takes_its_weights_alone(runs: Run
         await learner.save(checkpoint)
     assert (model_folder(checkpoint) / "config.json").is_file()
     tables = {"algorithm": {"type": "grpo"}, "model": {"init_from": str(checkpoint)}}
+    second = tmp_path / "step_000001"
+    second.mkdir()
     async with runs.start("grpo", **tables) as learner:
         assert (await learner.stage(0, [1, 2, 3])).sha256 == saved.sha256
         assert (await learner.step(tiny_samples(4), step=1)).metrics["grpo/kl"] == pytest.approx(0.0, abs=1e-9)
+        await learner.save(second)
+        kl = (await learner.step(tiny_samples(4), step=2)).metrics["grpo/kl"]
+    assert kl > 0.0
+    tables["model"] = {}
+    async with runs.start("grpo-again", resume_from=second, **tables) as learner:
+        assert (await learner.step(tiny_samples(4), step=2)).metrics["grpo/kl"] == kl
 
 
 async def test_ranks_and_zero_stages_do_not_change_the_weights(runs: Runs) -> None:

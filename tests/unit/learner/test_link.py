@@ -12,7 +12,9 @@ from fd_async import errors
 from fd_async.errors import CheckpointError, LearnerError, NonFiniteLoss
 from fd_async.learner.checkpoints import newest_checkpoint, resolve_checkpoint
 from fd_async.learner.link import HEADER, Failed, Step, Stepped, as_error, decode_reply, encode, failure
+from fd_async.learner.ranks import environment
 from fd_async.types import StepReport
+from tests.fakes.tiny_policy import tiny_config
 
 
 def test_replies_survive_the_wire() -> None:
@@ -66,6 +68,16 @@ def test_a_path_without_checkpoint_names_the_key(tmp_path: Path) -> None:
     """The error says which key to change and what was expected there."""
     with pytest.raises(CheckpointError, match=r"model\.init_from"):
         resolve_checkpoint(str(tmp_path))
+
+
+def test_a_rank_learns_its_place_and_device_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On GPUs each rank sees one device; on CPUs waiting threads do not spin."""
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    on_gpu = environment(tiny_config(learner={"ranks": 2, "gpus": [6, 7]}), rank=1, port=4000)
+    assert (on_gpu["RANK"], on_gpu["WORLD_SIZE"], on_gpu["MASTER_PORT"]) == ("1", "2", "4000")
+    assert (on_gpu["CUDA_VISIBLE_DEVICES"], on_gpu["LOCAL_RANK"]) == ("7", "0")
+    on_cpu = environment(tiny_config(learner={"ranks": 2}), rank=1, port=4000)
+    assert (on_cpu["DS_ACCELERATOR"], on_cpu["OMP_WAIT_POLICY"], on_cpu["OMP_NUM_THREADS"]) == ("cpu", "PASSIVE", "1")
 
 
 def test_the_controllers_side_loads_without_torch() -> None:
