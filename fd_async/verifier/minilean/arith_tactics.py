@@ -1,0 +1,101 @@
+"""Tactics that decide: omega, decide, rfl."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fd_async.verifier.minilean import arith
+from fd_async.verifier.minilean import syntax as s
+from fd_async.verifier.minilean.basic_tactics import need_no_term
+from fd_async.verifier.minilean.errors import LeanError, Unsupported
+from fd_async.verifier.minilean.expr import Decided, Expr, FVar, Pi, app, free_vars, head_name, spine
+from fd_async.verifier.minilean.reduce import value_of
+
+if TYPE_CHECKING:
+    from fd_async.verifier.minilean.tactics import Tactics
+
+NO_CONSTRAINTS = (
+    "No usable constraints found. You may need to unfold definitions so `omega` can see linear arithmetic facts about "
+    "`Nat` and `Int`, which may also involve multiplication, division, and modular remainder by constants."
+)
+
+
+class ArithmeticTactics:
+    """Part of the engine."""
+
+    def do_omega(self: Tactics, term: s.Term | None) -> None:
+        """`omega`: the goal closed over the whole context, given to the decision procedure."""
+        need_no_term("omega", term)
+        _, goal = self.main()
+        if self.meta.holes(goal.type) or any(self.meta.holes(local.type) for local in goal.context):
+            raise Unsupported("`omega` before everything in the goal is known")
+        if not self.meta.is_prop(goal.type):
+            raise Unsupported("`omega` for a goal that is no proposition")
+        prop: Expr = goal.type
+        used = []
+        for local in reversed(goal.context):
+            if local.uid in free_vars(prop) or self.meta.is_prop(local.type):
+                prop = Pi(local.uid, local.name, local.type, prop)
+                used.append(local)
+        if not arith.omega_valid(prop, self.elab.budget):
+            raise LeanError("omega could not prove the goal:\n" + self._omega_report())
+        self.close(app(Decided("omega", prop), *[FVar(local.uid) for local in reversed(used)]))
+
+    def _omega_report(self: Tactics) -> str:
+        _, goal = self.main()
+        facts = [local.type for local in goal.context if self.meta.is_prop(local.type)]
+        usable = any(arith.mentions_arithmetic(fact) for fact in [*facts, goal.type])
+        if not usable:
+            return NO_CONSTRAINTS
+        return "a possible counterexample may satisfy the constraints\n" + self.text(self.goals[0])
+
+    def do_decide(self: Tactics, term: s.Term | None) -> None:
+        """`decide`: evaluate a closed proposition about numerals."""
+        need_no_term("decide", term)
+        _, goal = self.main()
+        shown = self.elab.show(goal.type)
+        if free_vars(goal.type) or self.meta.holes(goal.type):
+            raise LeanError(
+                f"Tactic `decide` failed: expected type must not contain free variables\n  {shown}\n\n"
+                "Hint: Use the `+revert` option to automatically revert free variables"
+            )
+        truth = arith.evaluate(goal.type)
+        if truth is None:
+            raise Unsupported("`decide` for this proposition")
+        if not truth:
+            raise LeanError(f"Tactic `decide` proved that the proposition\n  {shown}\nis false")
+        self.close(Decided("decide", goal.type))
+
+    def do_rfl(self: Tactics, term: s.Term | None) -> None:
+        """`rfl`, for `=` and `↔`."""
+        need_no_term("rfl", term)
+        _, goal = self.main()
+        of = self.meta.whnf(goal.type, reducible_only=True)
+        head, args = spine(of)
+        if self.meta.holes(of):
+            raise Unsupported("`rfl` before everything in the goal is known")
+        if head_name(of) == "Eq":
+            if self.meta.unify(args[1], args[2]):
+                self.close(app("Eq.refl", args[0], args[1]))
+                return
+            if not self._surely_different(args[1], args[2]):
+                raise Unsupported("`rfl` for these terms")
+            raise LeanError(
+                "Tactic `rfl` failed: The left-hand side\n  "
+                f"{self.elab.show(args[1])}\nis not definitionally equal to the right-hand side\n  "
+                f"{self.elab.show(args[2])}\n\n{self.text(self.goals[0])}"
+            )
+        if head_name(of) == "Iff":
+            if self.meta.unify(args[0], args[1]):
+                self.close(app("Iff.refl", args[0]))
+                return
+            raise self.failed("rfl", "The sides are not definitionally equal")
+        if head_name(of) in ("LE.Nat", "LE.Int"):
+            raise Unsupported("`rfl` for `≤`")
+        raise self.failed("rfl", "Expected the goal to be a binary relation")
+
+    def _surely_different(self: Tactics, left: Expr, right: Expr) -> bool:
+        """Whether Lean's `rfl` certainly fails as well: two different numbers or two different variables."""
+        a, b = value_of(left), value_of(right)
+        both_variables = isinstance(left, FVar) and isinstance(right, FVar)
+        return (a is not None and b is not None and a != b) or both_variables

@@ -1,0 +1,457 @@
+"""Tactics that follow the shape of the goal: intro, exact, apply, constructor, have, assumption, ..."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fd_async.verifier.minilean import prelude
+from fd_async.verifier.minilean import syntax as s
+from fd_async.verifier.minilean.errors import LeanError, Unsupported
+from fd_async.verifier.minilean.expr import (
+    FALSE,
+    App,
+    Const,
+    Expr,
+    FVar,
+    Lam,
+    MVar,
+    Pi,
+    SorryProof,
+    app,
+    head_name,
+    is_app_of,
+    spine,
+    walk,
+)
+from fd_async.verifier.minilean.goals import names_of
+from fd_async.verifier.minilean.meta import Local
+
+if TYPE_CHECKING:
+    from fd_async.verifier.minilean.tactics import Tactics
+
+NO_BINDERS = "There are no additional binders or `let` bindings in the goal to introduce"
+
+
+def need_no_term(name: str, term: s.Term | None) -> None:
+    """Refuse an argument to a tactic that takes none."""
+    if term is not None:
+        raise LeanError("unexpected term; expected command", term.span)
+
+
+class BasicTactics:
+    """Part of the engine: one `do_NAME` per tactic, given its argument."""
+
+    def do_intro(self: Tactics, term: s.Term | None) -> None:
+        """`intro a b`, `intro ⟨a, b⟩` for one pattern, or `intro` for an unnamed one."""
+        if isinstance(term, s.Anonymous):
+            self.rintro([_as_pattern(term)])
+            return
+        names = names_of(term)
+        if names is None:
+            raise Unsupported("`intro` with this pattern", term.span if term else None)
+        for name, _ in names or [("_", (0, 0))]:
+            self.intro_one(name)
+
+    def intro_one(self: Tactics, name: str) -> Local:
+        """Introduce one binder."""
+        _, goal = self.main()
+        of = self.meta.whnf_core(goal.type)
+        if not isinstance(of, Pi):
+            of = self.meta.whnf(of)
+        if not isinstance(of, Pi):
+            raise self.failed("introN", NO_BINDERS)
+        if name == "_":
+            local = self.meta.new_local(of.name if of.name.endswith("✝") else of.name + "✝", of.type, accessible=False)
+        else:
+            local = self.meta.new_local(name, of.type)
+        self.introduce(local, self.meta.open(of, FVar(local.uid)))
+        return local
+
+    def do_intros(self: Tactics, term: s.Term | None) -> None:
+        """`intros` takes every visible binder, without names."""
+        names = names_of(term)
+        if names is None:
+            raise Unsupported("`intros` with this pattern", term.span if term else None)
+        for name, _ in names:
+            self.intro_one(name)
+        if not names:
+            self.main()
+            while isinstance(self.meta.whnf_core(self.main()[1].type), Pi):
+                self.intro_one("_")
+
+    def do_exact(self: Tactics, term: s.Term | None) -> None:
+        """`exact e`."""
+        if term is None:
+            raise LeanError("unexpected end of input; expected term")
+        _, goal = self.main()
+        self.close(self.elab.complete(term, goal.type))
+
+    def do_refine(self: Tactics, term: s.Term | None) -> None:
+        """`refine e`, whose `?_` become goals."""
+        if term is None:
+            raise LeanError("unexpected end of input; expected term")
+        _, goal = self.main()
+        saved, self.elab.new_goals = self.elab.new_goals, []
+        try:
+            value = self.elab.complete(term, goal.type)
+            new_goals = self.elab.new_goals
+        finally:
+            self.elab.new_goals = saved
+        for uid in new_goals:
+            self.meta.goals[uid].tag = (
+                goal.tag if len(new_goals) == 1 else self._child_tag(goal.tag, f"refine_{new_goals.index(uid) + 1}")
+            )
+        self.close(value, new_goals)
+
+    def _child_tag(self: Tactics, parent: str, name: str) -> str:
+        name = name.rstrip("✝")
+        return f"{parent}.{name}" if parent else name
+
+    def do_apply(self: Tactics, term: s.Term | None) -> None:
+        """`apply e`: as many arguments become goals as make the result fit."""
+        if term is None:
+            raise LeanError("unexpected end of input; expected term")
+        self.main()
+        inner = term
+        while isinstance(inner, s.Paren):
+            inner = inner.term
+        if isinstance(inner, s.Ident) and not inner.explicit:
+            fn, fields = self.elab.resolve(inner)
+            if not fields:
+                self.apply_term(fn, "apply", self.elab.source(term.span))
+                return
+        if any(isinstance(node, s.Hole) and node.synthetic for node in [inner]):
+            raise Unsupported("`apply ?_`", term.span)
+        self.apply_term(self.elab.complete(term, None, keep=True), "apply", self.elab.source(term.span))
+
+    def apply_term(self: Tactics, fn: Expr, tactic: str, shown: str) -> None:
+        """Apply a term to new goals; see Lean's `MVarId.apply` for how many."""
+        _, goal = self.main()
+        of = self.meta.infer(fn)
+        arity, flexible = self._arity(of)
+        first = arity if flexible else max(0, arity - self._arity(goal.type)[0])
+        for count in range(first, arity + 1):
+            saved = dict(self.meta.values)
+            holes, names, result = self._telescope(of, count)
+            if self.meta.unify(result, goal.type):
+                self._close_applied(fn, holes, names)
+                return
+            self.meta.values = saved
+        of_shown = self.elab.show(self._telescope(of, first)[2])
+        raise LeanError(
+            f"Tactic `{tactic}` failed: could not unify the conclusion of `{shown}`\n  {of_shown}\nwith the goal\n"
+            f"  {self.elab.show(goal.type)}\n\n{self.text(self.goals[0])}"
+        )
+
+    def _arity(self: Tactics, of: Expr) -> tuple[int, bool]:
+        count = 0
+        while True:
+            of = self.meta.whnf(of)
+            if not isinstance(of, Pi):
+                return count, isinstance(spine(of)[0], MVar) or self._ends_in_variable(of)
+            local = self.meta.new_local(of.name, of.type, accessible=False)
+            self._arity_locals.add(local.uid)
+            of = self.meta.open(of, FVar(local.uid))
+            count += 1
+
+    def _ends_in_variable(self: Tactics, of: Expr) -> bool:
+        """The result is one of the arguments (as in `False.elim : False → C`): it fits any goal."""
+        head = spine(of)[0]
+        return isinstance(head, FVar) and head.uid in self._arity_locals
+
+    @property
+    def _arity_locals(self: Tactics) -> set[int]:
+        return self.__dict__.setdefault("_opened", set())
+
+    def _telescope(self: Tactics, of: Expr, count: int) -> tuple[list[MVar], list[str], Expr]:
+        _, goal = self.main()
+        holes: list[MVar] = []
+        names: list[str] = []
+        for _ in range(count):
+            of = self.meta.whnf_core(of)
+            if not isinstance(of, Pi):
+                of = self.meta.whnf(of)
+            if not isinstance(of, Pi):
+                raise Unsupported("`apply` with this type")
+            holes.append(self.meta.new_hole(goal.context, of.type))
+            names.append(of.name)
+            of = self.meta.open(of, holes[-1])
+        return holes, names, of
+
+    def _close_applied(self: Tactics, fn: Expr, holes: list[MVar], names: list[str]) -> None:
+        _, goal = self.main()
+        open_holes = [(hole, name) for hole, name in zip(holes, names, strict=True) if hole.uid not in self.meta.values]
+        types = [self.meta.instantiate(self.meta.goals[hole.uid].type) for hole, _ in open_holes]
+        mentioned = {node.uid for of in types for node in walk(of) if isinstance(node, MVar)}
+        ordered = [item for item in open_holes if item[0].uid not in mentioned]
+        ordered += [item for item in open_holes if item[0].uid in mentioned]
+        new = [hole.uid for hole, _ in ordered]
+        others = [uid for uid in self.meta.holes(fn) if uid not in new]
+        for hole, name in ordered:
+            many = len(new) + len(others) > 1
+            self.meta.goals[hole.uid].tag = self._child_tag(goal.tag, name) if many else goal.tag
+        self.close(app(fn, *holes), [*new, *sorted(others)])
+
+    def do_constructor(self: Tactics, term: s.Term | None) -> None:
+        """`constructor`: the first constructor of the goal's connective."""
+        need_no_term("constructor", term)
+        _, goal = self.main()
+        name = head_name(self.meta.whnf(goal.type, reducible_only=True))
+        table = {"And": "And.intro", "Iff": "Iff.intro", "True": "True.intro", "Or": "Or.inl", "Eq": "Eq.refl"}
+        if name in ("Exists", "LE.Nat", "LT.Nat", "LE.Int", "LT.Int", "Nat", "Int"):
+            raise Unsupported("`constructor` for this goal")
+        if name == "False":
+            raise self.failed("constructor", "no applicable constructors found")
+        if name not in table:
+            raise self.failed("constructor", "target is not an inductive datatype")
+        self.apply_term(Const(table[name]), "constructor", table[name])
+
+    def do_left(self: Tactics, term: s.Term | None) -> None:
+        """`left`."""
+        self._side("left", "Or.inl", term)
+
+    def do_right(self: Tactics, term: s.Term | None) -> None:
+        """`right`."""
+        self._side("right", "Or.inr", term)
+
+    def _side(self: Tactics, name: str, constructor: str, term: s.Term | None) -> None:
+        need_no_term(name, term)
+        _, goal = self.main()
+        if head_name(self.meta.whnf(goal.type, reducible_only=True)) != "Or":
+            raise self.failed(name, "target is not an inductive datatype with two constructors")
+        self.apply_term(Const(constructor), name, constructor)
+
+    def do_exfalso(self: Tactics, term: s.Term | None) -> None:
+        """`exfalso`."""
+        need_no_term("exfalso", term)
+        _, goal = self.main()
+        if not self.meta.is_prop(goal.type):
+            raise Unsupported("`exfalso` for a goal that is no proposition")
+        inner = self.new_goal(goal.context, FALSE, goal.tag)
+        self.close(app("False.elim", goal.type, inner), [inner.uid])
+
+    def do_assumption(self: Tactics, term: s.Term | None) -> None:
+        """`assumption`: the latest hypothesis that has the goal's type."""
+        need_no_term("assumption", term)
+        _, goal = self.main()
+        found = self.matching(goal.type)
+        if found is None:
+            raise self.failed("assumption")
+        self.close(FVar(found.uid))
+
+    def matching(self: Tactics, of: Expr) -> Local | None:
+        """The latest hypothesis of a type. With open holes the choice could differ from Lean's: refused."""
+        if self.meta.holes(of):
+            raise Unsupported("searching hypotheses for a type that is not known yet")
+        for local in reversed(self.main()[1].context):
+            if not self.meta.holes(local.type) and self.meta.unify(of, local.type):
+                return local
+        return None
+
+    def do_contradiction(self: Tactics, term: s.Term | None) -> None:
+        """`contradiction`: a hypothesis `False`, or `p` and `¬p`."""
+        need_no_term("contradiction", term)
+        _, goal = self.main()
+        proof = self.refutation()
+        if proof is None:
+            raise self.failed("contradiction")
+        self.close(app("False.elim", goal.type, proof))
+
+    def refutation(self: Tactics) -> Expr | None:
+        """A proof of False from the hypotheses, by Lean's `contradiction` without its search in data."""
+        _, goal = self.main()
+        for local in goal.context:
+            of = self.meta.whnf_core(local.type)
+            if of == FALSE:
+                return FVar(local.uid)
+            denied = is_app_of(of, "Not", 1)
+            unequal = is_app_of(of, "Ne", 3)
+            if denied:
+                proposition: Expr = denied[0]
+            elif unequal:
+                proposition = app("Eq", *unequal)
+            else:
+                continue
+            if self.meta.holes(proposition):
+                continue
+            found = self.matching(proposition)
+            if found is not None:
+                return App(FVar(local.uid), FVar(found.uid))
+        return None
+
+    def do_trivial(self: Tactics, term: s.Term | None) -> None:
+        """`trivial`: assumption, rfl, contradiction, decide, True.intro, or both halves of a conjunction."""
+        need_no_term("trivial", term)
+        self.main()
+        for name in ("assumption", "rfl", "contradiction", "decide"):
+            saved = self.snapshot()
+            try:
+                getattr(self, f"do_{name}")(None)
+                return
+            except Unsupported:
+                self.restore(saved)
+            except LeanError:
+                self.restore(saved)
+        of = self.meta.whnf(self.main()[1].type, reducible_only=True)
+        if of == Const("True"):
+            self.close(Const("True.intro"))
+        elif head_name(of) == "And":
+            self.apply_term(Const("And.intro"), "trivial", "And.intro")
+            rest = self.goals[2:]
+            for uid in self.goals[:2]:
+                self.goals = [uid]
+                self.do_trivial(None)
+            self.goals = rest
+        else:
+            raise self.failed("trivial")
+
+    # ---------------------------------------------------------------- hypotheses
+
+    def have(self: Tactics, decl: s.HaveDecl) -> None:
+        """`have h : T := e`."""
+        self.main()
+        if decl.binders:
+            raise Unsupported("`have` with binders", decl.span)
+        of = None if decl.type is None else self.elab.complete(decl.type, None)
+        if of is not None:
+            self._check_type(of, decl)
+        value = self.elab.complete(decl.value, of)
+        of = of if of is not None else self.meta.instantiate(self.meta.infer(value))
+        if not self.meta.is_prop(of):
+            raise Unsupported("`have` of a value that is no proof", decl.span)
+        _, goal = self.main()
+        if decl.pattern is not None:
+            self.destructure_term(value, decl.pattern)
+            return
+        self.introduce(self.meta.new_local(decl.name, of), goal.type, value)
+
+    def _check_type(self: Tactics, of: Expr, decl: s.HaveDecl) -> None:
+        if not self.meta.is_prop(of):
+            shown = self.elab.show(of)
+            raise Unsupported(f"`have` of type {shown}, which is no proposition", decl.span)
+
+    def suffices(self: Tactics, tactic: s.SufficesTactic) -> None:
+        """`suffices h : T from e`: the goal becomes T."""
+        _, goal = self.main()
+        of = self.elab.complete(tactic.type, None)
+        if not self.meta.is_prop(of):
+            raise Unsupported("`suffices` of something that is no proposition", tactic.span)
+        local = self.meta.new_local(tactic.name, of)
+        with self.elab.within(local):
+            body = self.elab.complete(tactic.term, goal.type)
+        inner = self.new_goal(goal.context, of, goal.tag)
+        self.close(App(Lam(local.uid, local.name, of, body), inner), [inner.uid])
+
+    def show_goal(self: Tactics, of: s.Term) -> None:
+        """`show T`: the goal, written as T."""
+        _, goal = self.main()
+        wanted = self.elab.complete(of, None)
+        if not self.meta.unify(wanted, goal.type):
+            raise LeanError(
+                f"'show' tactic failed, pattern\n  {self.elab.show(wanted)}\nis not definitionally equal to target\n"
+                f"  {self.elab.show(goal.type)}"
+            )
+        inner = self.new_goal(goal.context, wanted, goal.tag)
+        self.close(inner, [inner.uid])
+
+    def do_specialize(self: Tactics, term: s.Term | None) -> None:
+        """`specialize h a b`: replaces h."""
+        head = term.fn if isinstance(term, s.Apply) else None
+        if term is None or not isinstance(head, s.Ident) or "." in head.name:
+            raise LeanError(
+                "'specialize' requires a term of the form `h x_1 .. x_n` where `h` appears in the local context"
+            )
+        local = self.find(head.name, head.span)
+        value = self.elab.complete(term, None)
+        of = self.meta.instantiate(self.meta.infer(value))
+        if not self.meta.is_prop(of):
+            raise Unsupported("`specialize` of something that is no proof", term.span)
+        _, goal = self.main()
+        new = self.meta.new_local(local.name, of)
+        context = (*self.without(goal.context, local.uid, goal.type), new)
+        inner = self.new_goal(context, goal.type, goal.tag)
+        self.close(App(Lam(new.uid, new.name, of, inner), value), [inner.uid])
+
+    def do_clear(self: Tactics, term: s.Term | None) -> None:
+        """`clear h`."""
+        for name, span in names_of(term) or []:
+            local = self.find(name, span)
+            _, goal = self.main()
+            inner = self.new_goal(self.without(goal.context, local.uid, goal.type), goal.type, goal.tag)
+            self.close(inner, [inner.uid])
+
+    def do_revert(self: Tactics, term: s.Term | None) -> None:
+        """`revert h`, for a hypothesis on which nothing else depends."""
+        for name, span in reversed(names_of(term) or []):
+            local = self.find(name, span)
+            _, goal = self.main()
+            rest = tuple(other for other in goal.context if other.uid != local.uid)
+            self.without(goal.context, local.uid, Const("True"))
+            inner = self.new_goal(rest, Pi(local.uid, local.name, local.type, goal.type), goal.tag)
+            self.close(App(inner, FVar(local.uid)), [inner.uid])
+
+    def do_rename_i(self: Tactics, term: s.Term | None) -> None:
+        """`rename_i a b`: names for the latest inaccessible hypotheses."""
+        names = names_of(term)
+        if not names:
+            raise Unsupported("`rename_i` with this argument")
+        uid, _ = self.main()
+        self.goals[0] = self._renamed(uid, [name for name, _ in names], names[0][1])
+
+    def _renamed(self: Tactics, uid: int, names: list[str], span: s.Span) -> int:
+        """The goal with its latest inaccessible locals renamed, the last name for the last local."""
+        goal = self.meta.goals[uid]
+        context, left, shadowed = list(goal.context), list(names), set()
+        for index in range(len(context) - 1, -1, -1):
+            local = context[index]
+            hidden = not local.accessible or local.name in shadowed
+            shadowed.add(local.name)
+            if not hidden or not left:
+                continue
+            name = left.pop()
+            if name != "_":
+                context[index] = Local(local.uid, name, local.type)
+        if left:
+            raise LeanError("too many variable names provided", span)
+        inner = self.new_goal(tuple(context), goal.type, goal.tag)
+        self.meta.values[uid] = inner
+        return inner.uid
+
+    def do_skip(self: Tactics, term: s.Term | None) -> None:
+        """`skip`."""
+        need_no_term("skip", term)
+
+    def do_done(self: Tactics, term: s.Term | None) -> None:
+        """`done`."""
+        need_no_term("done", term)
+        self.prune()
+        if self.goals:
+            raise self.unsolved()
+
+    def do_sorry(self: Tactics, term: s.Term | None) -> None:
+        """`sorry`: closes the goal and marks the theorem."""
+        need_no_term("sorry", term)
+        uid, goal = self.main()
+        if not self.meta.is_prop(goal.type) or self.meta.holes(goal.type):
+            raise Unsupported("`sorry` for something that is no known proposition")
+        self.elab.sorries.append((self.sorry_span, self.text(uid)))
+        self.close(SorryProof(goal.type))
+
+    def do_admit(self: Tactics, term: s.Term | None) -> None:
+        """`admit`: `sorry` that the protocol does not list."""
+        need_no_term("admit", term)
+        _, goal = self.main()
+        if not self.meta.is_prop(goal.type) or self.meta.holes(goal.type):
+            raise Unsupported("`admit` for something that is no known proposition")
+        self.close(SorryProof(goal.type))
+
+
+def _as_pattern(term: s.Term) -> s.Pattern:
+    match term:
+        case s.Anonymous(span=span, args=args):
+            return s.Pattern(span, "tuple", parts=[_as_pattern(arg) for arg in args])
+        case s.Ident(span=span, name=name, explicit=False) if "." not in name and not prelude.is_nameable(name):
+            return s.Pattern(span, "name", name)
+        case s.Hole(span=span, synthetic=False):
+            return s.Pattern(span, "name", "_")
+    raise Unsupported("this pattern", term.span)

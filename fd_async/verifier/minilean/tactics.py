@@ -1,0 +1,220 @@
+"""Run tactic blocks: sequencing, focusing, error recovery. The tactics themselves are in `basic_tactics` and `case_tactics`."""
+
+from __future__ import annotations
+
+from fd_async.verifier.minilean import syntax as s
+from fd_async.verifier.minilean.arith_tactics import ArithmeticTactics
+from fd_async.verifier.minilean.basic_tactics import BasicTactics
+from fd_async.verifier.minilean.case_tactics import CaseTactics
+from fd_async.verifier.minilean.errors import LeanError, OutOfSteps, Unsupported
+from fd_async.verifier.minilean.goals import GoalState
+
+MAX_REPEATS = 100
+UNSUPPORTED_TACTICS = set(
+    "simp simp_all simpa simp_arith dsimp rw rwa rewrite erw norm_num linarith nlinarith ring ring_nf field_simp positivity "
+    "tauto aesop grind induction induction' cases' split by_contra by_contra! push_neg contrapose contrapose! ext funext "
+    "exact? apply? rw? show_term conv calc unfold delta subst_vars injection injections generalize change nomatch nofun "
+    "exact_mod_cast norm_cast push_cast zify native_decide bv_decide ac_rfl use existsi symm trans exists iterate stop "
+    "apply_assumption solve_by_elim infer_instance fail checkpoint save sleep trace dbg_trace set pick_goal swap rotate_left "
+    "rotate_right match let lift wlog choose abel omega_nat gcongr bound decide! fin_cases interval_cases haveI letI refine' "
+    "apply_fun congr congr' classical absurd nlinarith! polyrith slim_check itauto finish hint rcongr apply_rules assumption' "
+    "exacts unhygienic with_reducible any_goals' false_or_by_contra simp? cc and_intros intro! replace".split()
+)
+
+
+class Tactics(BasicTactics, CaseTactics, ArithmeticTactics, GoalState):
+    """The tactic engine of one theorem."""
+
+    def run_block(self, hole: int, by: s.By) -> None:
+        """Solve a hole by a tactic block; errors are logged (or escape inside `try`)."""
+        saved_goals, saved_context = self.goals, self.elab.context
+        self.goals = [hole]
+        try:
+            self.run_to_end(by.block, by.span)
+        finally:
+            self.goals, self.elab.context = saved_goals, saved_context
+
+    def run_to_end(self, block: s.Block, span: s.Span) -> None:
+        """Run a block that must solve all current goals."""
+        try:
+            self.sequence(block)
+            self.prune()
+            if self.goals:
+                raise self._at(self.unsolved(), span)
+        except OutOfSteps:
+            raise
+        except LeanError as error:
+            if not self.recover:
+                raise
+            self.log(error, span)
+            self.admit_all()
+
+    def _at(self, error: LeanError, span: s.Span) -> LeanError:
+        error.span = error.span or span
+        return error
+
+    def sequence(self, block: s.Block) -> None:
+        """Run tactics in order."""
+        for tactic in block.tactics:
+            self.run(tactic)
+
+    def run(self, tactic: s.Tactic) -> None:
+        """Run one tactic; errors get its position."""
+        self.elab.budget.tick(5)
+        try:
+            with self.elab.deeper(tactic.span):
+                self._dispatch_tactic(tactic)
+        except LeanError as error:
+            raise self._at(error, tactic.span) from None
+        self.prune()
+
+    def _dispatch_tactic(self, tactic: s.Tactic) -> None:
+        match tactic:
+            case s.Simple(name=name, term=term):
+                handler = getattr(self, f"do_{name}", None)
+                if handler is None or not name.isidentifier():
+                    raise self._unknown(name, tactic.span)
+                self.sorry_span = tactic.span
+                handler(term)
+            case s.Typed():
+                self.by_cases(tactic)
+            case s.HaveTactic():
+                self.have(tactic.decl)
+            case s.ShowTactic():
+                self.show_goal(tactic.type)
+            case s.SufficesTactic():
+                self.suffices(tactic)
+            case s.Cases():
+                self.cases(tactic.term, tactic.alternatives)
+            case s.Destruct():
+                self.rcases(tactic)
+            case s.Rintro():
+                self.rintro(tactic.patterns)
+            case s.Focus():
+                self._focus(tactic)
+            case s.Repeat():
+                self._repeat(tactic)
+            case s.First():
+                self._first(tactic)
+            case s.Then():
+                self._then(tactic)
+
+    def _unknown(self, name: str, span: s.Span) -> LeanError:
+        if name in UNSUPPORTED_TACTICS or name.rstrip("?!'") in UNSUPPORTED_TACTICS:
+            return Unsupported(f"tactic `{name}`", span)
+        return LeanError("<input>:1:1: unknown tactic", (span[0], span[0] + len(name)))
+
+    # ---------------------------------------------------------------- structure
+
+    def _focus(self, tactic: s.Focus) -> None:
+        if tactic.kind == "parens":
+            self.sequence(tactic.block)
+            return
+        self.main()
+        index = 0 if tactic.kind in ("cdot", "braces", "next") else self._tagged(tactic)
+        goal = self.goals.pop(index)
+        rest = self.goals
+        if tactic.names:
+            goal = self._renamed(goal, tactic.names, tactic.span)
+        self.goals = [goal]
+        try:
+            self.run_to_end(tactic.block, tactic.span)
+        finally:
+            self.goals = rest
+        self.prune()
+
+    def _tagged(self, tactic: s.Focus) -> int:
+        for exact in (True, False):
+            for index, goal in enumerate(self.goals):
+                tag = self.meta.goals[goal].tag
+                if tag == tactic.tag if exact else tag.split(".")[-1] == tactic.tag:
+                    return index
+        tags = ", ".join(f"`{self.meta.goals[goal].tag}`" for goal in self.goals if self.meta.goals[goal].tag)
+        note = f"The only available case tags are {tags}." if tags else "There are no cases to select."
+        raise LeanError(f"Case tag `{tactic.tag}` not found.\n\nNote: {note}")
+
+    def _repeat(self, tactic: s.Repeat) -> None:
+        if tactic.kind == "try":
+            self.attempt(tactic.block)
+        elif tactic.kind == "repeat":
+            for _ in range(MAX_REPEATS):
+                self.prune()
+                if not self.goals or not self._repeat_once(tactic.block):
+                    return
+            raise Unsupported(f"more than {MAX_REPEATS} rounds of `repeat`")
+        else:
+            self._on_all_goals(tactic)
+
+    def _repeat_once(self, block: s.Block) -> bool:
+        before = list(self.goals)
+        done = self.attempt(block)
+        return done and self.goals != before
+
+    def attempt(self, block: s.Block) -> bool:
+        """Run a block; undo everything when it fails."""
+        saved, recover = self.snapshot(), self.recover
+        self.recover = False
+        try:
+            self.sequence(block)
+            return True
+        except OutOfSteps:
+            raise
+        except Unsupported:
+            raise  # Lean might succeed here and go another way
+        except LeanError:
+            self.restore(saved)
+            return False
+        finally:
+            self.recover = recover
+
+    def _on_all_goals(self, tactic: s.Repeat) -> None:
+        self.prune()
+        goals, after, succeeded = list(self.goals), [], False
+        for goal in goals:
+            if goal in self.meta.values:
+                continue
+            self.goals = [goal]
+            if tactic.kind == "any_goals":
+                succeeded = self.attempt(tactic.block) or succeeded
+            else:
+                self.sequence(tactic.block)
+            self.prune()
+            after += self.goals
+        self.goals = after
+        if tactic.kind == "any_goals" and not succeeded:
+            raise LeanError("Tactic `any_goals` failed: No goals were solved by the tactic")
+
+    def _first(self, tactic: s.First) -> None:
+        saved, recover = self.snapshot(), self.recover
+        for index, block in enumerate(tactic.blocks):
+            last = index == len(tactic.blocks) - 1
+            self.recover = False
+            try:
+                self.sequence(block)
+                return
+            except (OutOfSteps, Unsupported):
+                raise
+            except LeanError:
+                if last:
+                    raise
+                self.restore(saved)
+            finally:
+                self.recover = recover
+
+    def _then(self, tactic: s.Then) -> None:
+        self.main()
+        goal, *rest = self.goals
+        self.goals = [goal]
+        try:
+            self.run(tactic.first)
+            produced, after = list(self.goals), []
+            for each in produced:
+                if each in self.meta.values:
+                    continue
+                self.goals = [each]
+                self.run(tactic.second)
+                after += self.goals
+        except LeanError:
+            self.goals = [*self.goals, *rest]
+            raise
+        self.goals = [*after, *rest]
