@@ -11,7 +11,12 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, TypeVar
+
+from anyio import to_thread
 
 from fd_async.errors import VerifierError
 from fd_async.types import Statement, Verdict, VerdictKind
@@ -24,12 +29,15 @@ from fd_async.verifier.backend import (
     LeanBackend,
     LeanRequest,
 )
-from fd_async.verifier.lexer import LexError, lex
+from fd_async.verifier.lexer import LexError, Token, lex
 from fd_async.verifier.messages import UNSUPPORTED, cut, read_axioms, render_messages
 from fd_async.verifier.reconstruct import Goal, Rebuilt, StatementError, read_statement, rebuild
 from fd_async.verifier.source_gate import Violation, inspect_source
 
+_T = TypeVar("_T")
 MAX_CODE_CHARS = 200_000
+_LONG_CHARS = 4_000
+"""Texts longer than this are worked on in a thread, so that the event loop never waits for them."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +65,7 @@ class Judge:
         """Judge one file for one statement; infrastructure failures are a verdict of that kind."""
         verdict = _Verdicts(self, code, statement)
         try:
-            prepared = prepare(code, statement, self.header_of(statement))
+            prepared = await _maybe_in_thread(len(code), prepare, code, statement, self.header_of(statement))
         except StatementError as error:
             return verdict.make("infrastructure", str(error))
         if isinstance(prepared, Verdict):
@@ -65,11 +73,11 @@ class Judge:
         try:
             return await self._compile(prepared, statement, verdict)
         except CheckTimeout as error:
-            return verdict.make("timeout", str(error))
+            return verdict.make("timeout", str(error), "error: Lean did not finish in time")
         except CheckOutOfMemory as error:
-            return verdict.make("out_of_memory", str(error))
+            return verdict.make("out_of_memory", str(error), "error: Lean ran out of memory")
         except CheckCrash as error:
-            return verdict.make("crash", str(error))
+            return verdict.make("crash", str(error), "error: Lean crashed")
         except VerifierError as error:
             return verdict.make("infrastructure", str(error))
 
@@ -81,7 +89,9 @@ class Judge:
             LeanRequest(verdict.header, rebuilt.body, goal.probe(probe_name) if wants_probe else "")
         )
         verdict.seconds = answer.seconds
-        output = render_messages(answer.messages, rebuilt.model_line, self.output_chars)
+        output = await _maybe_in_thread(
+            40 * len(answer.messages), render_messages, answer.messages, rebuilt.model_line, self.output_chars
+        )
         errors = answer.errors
         if errors:
             if any(rebuilt.is_statement(error.pos.line) for error in errors):
@@ -169,7 +179,7 @@ def prepare(code: str, statement: Statement, header: str) -> Prepared | Verdict:
         return Verdict(kind="forbidden", reason=f"the file is longer than {MAX_CODE_CHARS} characters")
     source = code.replace("\r\n", "\n")
     try:
-        header_tokens = lex(header)
+        header_tokens = _lex_header(header)
     except LexError as error:
         raise StatementError(f"header of {statement.name!r}: {error}") from error
     try:
@@ -190,10 +200,21 @@ def sha256(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+@lru_cache(256)
+def _lex_header(header: str) -> list[Token]:
+    return lex(header)
+
+
 def _refused(kind: VerdictKind, violation: Violation, source: str) -> Verdict:
     line = source.count("\n", 0, violation.position) + 1
     column = violation.position - (source.rfind("\n", 0, violation.position) + 1)
     return Verdict(kind=kind, reason=violation.reason, output=f"{line}:{column}: error: {violation.reason}")
+
+
+async def _maybe_in_thread(num_chars: int, function: Callable[..., _T], *arguments: Any) -> _T:
+    if num_chars > _LONG_CHARS:
+        return await to_thread.run_sync(function, *arguments)
+    return function(*arguments)
 
 
 def _one_line(text: str, max_chars: int = 200) -> str:

@@ -108,7 +108,13 @@ class ReplPool:
     @asynccontextmanager
     async def fresh(self, header: str) -> AsyncIterator[ReplProcess]:
         """Lend a process of its own that nobody used before; for inputs that broke a worker."""
-        async with self._fresh, open_repl(self._spec, header) as repl:
+        async with AsyncExitStack() as stack:
+            try:
+                with anyio.fail_after(self._queue_timeout_s):
+                    await stack.enter_async_context(self._fresh)
+            except TimeoutError:
+                raise VerifierError("no turn for a fresh worker within verifier.queue_timeout_s") from None
+            repl = await stack.enter_async_context(open_repl(self._spec, header))
             try:
                 yield repl
             except ReplDesync:

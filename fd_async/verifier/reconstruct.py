@@ -8,6 +8,7 @@ pointed at the model's own file.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -71,6 +72,7 @@ class Rebuilt(NamedTuple):
         return line - self.shift
 
 
+@lru_cache(4096)
 def read_statement(statement: Statement) -> Goal:
     """Take `theorem NAME BINDERS : TYPE := by sorry` apart; the ending may be cut anywhere after TYPE."""
     source = statement.formal_statement.replace("\r\n", "\n")

@@ -45,6 +45,7 @@ FORBIDDEN_TERMS = _words(
 """Refused as any component of a name. `where` and `let rec` make definitions inside a theorem's namespace."""
 
 COMMAND_STARTS = frozenset({"theorem", "lemma", "example", "private", "protected", "nonrec", "open", "set_option"})
+_ENDS_A_GROUP = COMMAND_STARTS | {"in"} | (FORBIDDEN_COMMANDS - {"scoped"})
 ALLOWED_HASH = frozenset({"check", "print", "check_failure"})
 HASH_COMMANDS = _words(
     """
@@ -144,7 +145,7 @@ def _groups(tokens: list[Token], start: int) -> list[Group]:
 
 def _continues(token: Token) -> bool:
     if token.kind == "word":
-        return token.text not in COMMAND_STARTS | {"in"} and token.text not in FORBIDDEN_COMMANDS - {"scoped"}
+        return token.text not in _ENDS_A_GROUP
     return token.kind != "symbol" or token.text not in "@#"
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from fd_async.types import Statement, Verdict
 from fd_async.verifier.judge import prepare
 from fd_async.verifier.lexer import LexError, lex
+from fd_async.verifier.reconstruct import read_statement
 from tests.unit.verifier.conftest import STATEMENT
 from tests.unit.verifier.exploits import CHANGED, FORBIDDEN
 from tests.unit.verifier.honest import HONEST
@@ -80,6 +81,17 @@ def test_recorded_proofs_pass_the_gate() -> None:
             refused.append((row["name"], result.reason))
     assert refused == []
     assert seen > 100
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the recorded statements (../shared/data) are not here")
+def test_recorded_statements_can_be_read_and_pass_the_gate() -> None:
+    """434 LeanWorkbook statements: each is taken apart, and repeating it is no offence."""
+    rows = (DATA / "leanworkbook_test_434.jsonl").read_text(encoding="utf-8").splitlines()
+    for row in map(json.loads, rows):
+        statement = Statement(name=row["name"], formal_statement=row["formal_statement"])
+        code = f"{read_statement(statement).declaration} by\n  nlinarith"
+        assert not isinstance(prepare(code, statement, ""), Verdict), row["name"]
+    assert len(rows) == 434
 
 
 def _signature(rest: str) -> str:
