@@ -3,8 +3,9 @@
 Invariants:
 - In no window of 60 s are more requests or estimated tokens admitted than configured. An estimate becomes the actual
   figure when the answer arrives; a single request larger than a whole limit passes alone.
-- Money is reserved before a request and settled after it: spent + reserved never exceeds `max_usd`. A call that might
-  still fit once others settle waits for them; one that cannot fit any more raises `FeedbackBudgetExceeded`.
+- Money is reserved before a request, for its dearest case, and settled after it: nothing is sent that could take
+  spent + reserved above `max_usd`, as far as the estimate of the input holds. A call that might still fit once others
+  settle waits for them; one that cannot fit any more raises `FeedbackBudgetExceeded`.
 - Waiting here is our own back-pressure: first come, first served, and never a reason to drop an attempt.
 """
 

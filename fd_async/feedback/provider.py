@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from typing import Protocol
 
 import anyio
+import msgspec
 from structlog.typing import FilteringBoundLogger
 
 from fd_async.config.schema import FeedbackTable
@@ -71,7 +72,10 @@ async def open_provider(
     elif config.type == "self":
         if generate_text is None:
             raise ValueError("feedback.type = 'self' needs generate_text, the frozen copy served by the engine")
-        yield Tutor(generate_text, config, spent_usd=spent_usd, backoff=backoff, log=log)
+        # Prices in the table belong to a remote model that an overlay replaced: the frozen copy sends no bill.
+        free = {"max_usd": 0.0, "usd_per_million_input_tokens": 0.0, "usd_per_million_output_tokens": 0.0}
+        table = msgspec.structs.replace(config, **free)
+        yield Tutor(generate_text, table, spent_usd=spent_usd, backoff=backoff, log=log)
     else:
         async with _open_sdk(config) as sdk:
             yield Tutor(sdk, config, spent_usd=spent_usd, backoff=backoff, log=log)

@@ -24,8 +24,8 @@ from fd_async.feedback.failures import TransientFailure
 from fd_async.feedback.limits import Charge, Limits
 from fd_async.feedback.meter import Meter
 
-_CHARS_PER_TOKEN = 3
-"""Lean and Unicode take more tokens per character than English (about 4)."""
+_BYTES_PER_TOKEN = 3
+"""Of UTF-8. English has about 4; Lean and its symbols take more tokens."""
 
 StopReason = Literal["end_turn", "max_tokens", "refusal", "model_context_window_exceeded", "other"]
 """Claude's names; other providers' are translated."""
@@ -71,7 +71,7 @@ class Purchase(Struct, kw_only=True):
 
 def estimate_tokens(text: str) -> int:
     """Guess the tokens of a text before anyone has counted them; rather too many than too few."""
-    return len(text) // _CHARS_PER_TOKEN + 16
+    return len(text.encode()) // _BYTES_PER_TOKEN + 16
 
 
 class Remote:

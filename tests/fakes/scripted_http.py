@@ -48,6 +48,8 @@ class ScriptedServer:
         self.replies: deque[Reply] = deque()
         self.default = default
         self.seen: list[Seen] = []
+        self.arrived = anyio.Event()
+        """Set by the first request."""
         self.in_flight = 0
         self.max_in_flight = 0
         self._port = port
@@ -76,6 +78,7 @@ class ScriptedServer:
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         self.seen.append(Seen(body=body, headers=dict(request.headers), at=anyio.current_time()))
+        self.arrived.set()
         reply = self.replies.popleft() if self.replies else self.default(body)
         self.in_flight += 1
         self.max_in_flight = max(self.max_in_flight, self.in_flight)

@@ -106,13 +106,13 @@ async def test_a_request_that_hangs_is_given_up_and_tried_again(
 async def test_deadline_ends_a_feedback_that_never_comes(
     claude: ClaudeServer, claude_table: Table, rollout: Rollout, backoff: Backoff
 ) -> None:
-    """The message names the key and the last failure."""
+    """The message names the key and how often it was tried."""
     claude.default = lambda _: error(529, "overloaded_error", "Overloaded")
-    async with open_provider(claude_table(deadline_s=0.15), backoff=backoff) as provider:
-        with pytest.raises(FeedbackUnavailable, match=r"feedback\.deadline_s = 0\.15 s.*Overloaded"):
+    async with open_provider(claude_table(deadline_s=0.3), backoff=backoff) as provider:
+        with pytest.raises(FeedbackUnavailable, match=r"feedback\.deadline_s = 0\.3 s; try \d+ failed"):
             await provider.feedback(rollout)
         assert provider.statistics()["drops"] == {"feedback_unavailable": 1}
-    assert len(claude.seen) > 2
+    assert len(claude.seen) > 1
 
 
 async def test_a_retry_after_beyond_the_deadline_is_not_slept_through(

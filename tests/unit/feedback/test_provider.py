@@ -13,7 +13,7 @@ from fd_async.config.schema import FeedbackTable
 from fd_async.errors import ConfigError, FeedbackBudgetExceeded, FeedbackError, FeedbackUnavailable
 from fd_async.feedback.provider import Backoff, Provider, TextAnswer, open_provider, prompt_hash
 from fd_async.types import Rollout
-from tests.fakes.openai_server import OpenAIServer, completion
+from tests.fakes.openai_server import OpenAIServer, completion, error
 from tests.fakes.scripted_http import FEEDBACK_TEXT
 from tests.unit.feedback.conftest import make_rollout
 
@@ -76,9 +76,10 @@ async def _ask_many(provider: Provider, number: int) -> list[FeedbackError]:
         except FeedbackError as error:
             errors.append(error)
 
-    async with anyio.create_task_group() as tasks:
-        for index in range(number):
-            tasks.start_soon(ask, index)
+    with anyio.fail_after(30):
+        async with anyio.create_task_group() as tasks:
+            for index in range(number):
+                tasks.start_soon(ask, index)
     return errors
 
 
@@ -103,6 +104,21 @@ async def test_waiting_for_a_place_never_counts_against_the_deadline() -> None:
     table = FeedbackTable(type="self", concurrency=1, deadline_s=0.4)
     async with open_provider(table, generate_text=generate_text) as provider:
         assert await _ask_many(provider, 25) == []
+
+
+async def test_a_rest_asked_of_one_caller_is_taken_by_all(openai_server: OpenAIServer, openai_table: Table) -> None:
+    """Whoever begins during the rest waits for its end."""
+    rest_s = 0.3
+    openai_server.then(error(429, "rate_limit_exceeded", headers={"retry-after": str(rest_s)}))
+    async with open_provider(openai_table()) as provider:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(provider.feedback, make_rollout())
+            while not provider.statistics()["retries"]:  # noqa: ASYNC110  (a counter has no event)
+                await anyio.sleep(0.005)
+            tasks.start_soon(provider.feedback, make_rollout(id="later"))
+    refused, *others = [seen.at for seen in openai_server.seen]
+    assert len(others) == 2
+    assert min(others) >= refused + rest_s
 
 
 async def test_spend_never_passes_the_budget(openai_server: OpenAIServer, openai_table: Table) -> None:
@@ -135,7 +151,8 @@ async def test_the_frozen_copy_is_asked_like_any_model(rollout: Rollout) -> None
         asked.append((system, user, max_tokens))
         return TextAnswer(text="no" if len(asked) == 1 else FEEDBACK_TEXT, input_tokens=10, output_tokens=5)
 
-    async with open_provider(FeedbackTable(type="self", max_output_tokens=99), generate_text=generate_text) as provider:
+    table = FeedbackTable(type="self", max_output_tokens=99, usd_per_million_output_tokens=25.0)
+    async with open_provider(table, generate_text=generate_text) as provider:
         feedback = await provider.feedback(rollout)
     assert (feedback.text, feedback.provider, feedback.usd, feedback.asked) == (FEEDBACK_TEXT, "self", 0.0, 2)
     assert [limit for _, _, limit in asked] == [99, 99]
@@ -162,8 +179,7 @@ async def test_cancelling_a_call_frees_its_place(openai_server: OpenAIServer, op
         with anyio.fail_after(10):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(provider.feedback, make_rollout())
-                while not openai_server.seen:
-                    await anyio.sleep(0.01)
+                await openai_server.arrived.wait()
                 assert provider.statistics()["in_flight"] == 1
                 tasks.cancel_scope.cancel()
             await provider.feedback(make_rollout())
