@@ -61,6 +61,8 @@ class LeanBackend(Protocol):
 
     name: str
     toolchain: str
+    root: str
+    """How a constant is named whatever namespaces are open: `_root_.`, or nothing where there are no namespaces."""
 
     async def run(self, request: LeanRequest) -> LeanAnswer:
         """Compile; raises CheckFailed or VerifierError."""

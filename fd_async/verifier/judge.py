@@ -86,7 +86,7 @@ class Judge:
         wants_probe = rebuilt.has_theorem and not prepared.has_sorry
         probe_name = f"fd_probe_{secrets.token_hex(8)}"
         answer = await self.backend.run(
-            LeanRequest(verdict.header, rebuilt.body, goal.probe(probe_name) if wants_probe else "")
+            LeanRequest(verdict.header, rebuilt.body, goal.probe(probe_name, self.backend.root) if wants_probe else "")
         )
         verdict.seconds = answer.seconds
         output = await _maybe_in_thread(
@@ -134,7 +134,8 @@ class Judge:
             VerifierError: It cannot; the data set or the toolchain is at fault.
         """
         probe_name = f"fd_probe_{secrets.token_hex(8)}"
-        request = LeanRequest(header, f"{goal.declaration} by sorry", goal.probe(probe_name), probe_always=True)
+        probe = goal.probe(probe_name, self.backend.root)
+        request = LeanRequest(header, f"{goal.declaration} by sorry", probe, probe_always=True)
         try:
             answer = await self.backend.run(request)
         except CheckFailed as error:

@@ -58,6 +58,7 @@ class KiminaBackend:
     """A LeanBackend over HTTP. Made by `open_kimina`."""
 
     name = "kimina"
+    root = "_root_."
 
     def __init__(self, session: aiohttp.ClientSession, config: VerifierTable) -> None:
         self.toolchain = "unknown"

@@ -41,11 +41,11 @@ class Goal(NamedTuple):
         """`theorem NAME SIGNATURE :=`."""
         return f"theorem {self.name}{self.signature} :="
 
-    def probe(self, probe_name: str) -> str:
+    def probe(self, probe_name: str, root: str = "_root_.") -> str:
         """State the theorem again in closed form and prove it by the constant NAME; print what it rests on."""
         closed = f"∀ {self.binders}, {self.conclusion}" if self.binders else self.conclusion
-        stated = f"theorem {probe_name}{self.universes} : {closed} := @_root_.{self.name}"
-        return f"{stated}\n#print axioms _root_.{probe_name}"
+        stated = f"theorem {probe_name}{self.universes} : {closed} := @{root}{self.name}"
+        return f"{stated}\n#print axioms {probe_name}"
 
 
 class Rebuilt(NamedTuple):

@@ -39,6 +39,7 @@ class ReplBackend:
 
     def __init__(self, pool: ReplPool, *, name: str, toolchain: str, check_timeout_s: float) -> None:
         self.name = name
+        self.root = "" if name == "minilean" else "_root_."
         self.toolchain = toolchain
         self._pool = pool
         self._check_timeout_s = check_timeout_s

@@ -41,7 +41,7 @@ def answer(cmd: str, env: int | None) -> dict[str, Any]:
     for number, line in enumerate(cmd.split("\n"), 1):
         found = re.finditer(r"fake_error\w*|import Nowhere", line)
         messages += [message("error", f"unknown identifier '{match[0]}'", number, match.start()) for match in found]
-    probe = re.search(r"theorem (fd_probe_\w+)[^\n]*@_root_\.(\S+)\n#print axioms _root_\.\1", cmd)
+    probe = re.search(r"theorem (fd_probe_\w+)[^\n]*@(?:_root_\.)?(\S+)\n#print axioms \1", cmd)
     if probe:
         if f"theorem {probe[2]}" not in text or "fake_changed" in text.split("theorem fd_probe")[0]:
             messages.append(message("error", "type mismatch"))

@@ -45,6 +45,7 @@ class ScriptedLean:
 
     name = "scripted"
     toolchain = "none"
+    root = "_root_."
 
     def __init__(self) -> None:
         self.requests: list[LeanRequest] = []
