@@ -151,7 +151,7 @@ async def measure(size: str, pushes: int, requests: int, tokens: int, scratch: P
 async def run(*, quick: bool) -> dict[str, Any]:
     """Measure the tiny and the larger model."""
     with tempfile.TemporaryDirectory(dir=MEMORY if os.access(MEMORY, os.W_OK) else None) as scratch:
-        tiny = await measure("tiny", 12 if quick else 40, 16, 160, Path(scratch), bad=True)
+        tiny = await measure("tiny", 10 if quick else 40, 16, 96, Path(scratch), bad=True)
         larger = await measure("quick" if quick else "full", 4 if quick else 10, 4, 24, Path(scratch), bad=False)
     ratios = [row["stall_s"] / row["copy_s"] for row in larger["rows"]]
     return {

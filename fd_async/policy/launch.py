@@ -39,11 +39,10 @@ _starting = anyio.Lock()
 class RunningEngine:
     """vLLM's front end, its counters and the processes behind it."""
 
-    def __init__(self, llm: AsyncLLM, counters: Counters, processes: list[psutil.Process], log_file: Path) -> None:
+    def __init__(self, llm: AsyncLLM, counters: Counters, processes: list[psutil.Process]) -> None:
         self.llm = llm
         self.counters = counters
         self.processes = processes
-        self.log_file = log_file
 
     async def close(self) -> None:
         """Shut vLLM down and kill what is still there; never cancelled, never longer than a few seconds more."""
@@ -81,7 +80,8 @@ async def running_engine(
                     engine = await _start(partial(_build, arguments, environment, log_file))
         except TimeoutError as error:
             raise EngineError(
-                f"vLLM was not ready after policy.start_timeout_s = {config.start_timeout_s:g} s; see {log_file}"
+                f"vLLM was not ready after policy.start_timeout_s = {config.start_timeout_s:g} s"
+                + (f"; see {log_file}" if log_dir else "")
             ) from error
         try:
             yield engine
@@ -137,7 +137,7 @@ def _build(arguments: dict[str, Any], environment: dict[str, str], log_file: Pat
             llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments), stat_loggers=[recorder(counters)])
         except (RuntimeError, ValueError, OSError, AssertionError, TypeError) as error:
             raise EngineError(f"vLLM did not start: {_cause(error, log_file)}") from error
-    return RunningEngine(llm, counters, _core_processes(before), log_file)
+    return RunningEngine(llm, counters, _core_processes(before))
 
 
 async def _start(build: Callable[[], RunningEngine]) -> RunningEngine:
@@ -211,4 +211,4 @@ def _cause(error: BaseException, log_file: Path) -> str:
         return str(error)
     lines = log_file.read_text(errors="replace").splitlines() if log_file.exists() else []
     causes = [match[1] for line in lines if (match := _ERROR_LINE.search(line)) and "root cause" not in line]
-    return f"{causes[0] if causes else error} (log: {log_file})"
+    return causes[0] if causes else str(error)

@@ -57,15 +57,21 @@ async def open_engine(
             await pusher.open()
             with anyio.fail_after(config.push_timeout_s):
                 await running.llm.update_weight_version("0")
-        yield LocalEngine(running, config, stop_token_ids, pusher)
+        yield LocalEngine(running, config, stop_token_ids, pusher, log_dir)
 
 
 class LocalEngine:
     """An `Engine`. Requests are independent; pushes take turns, and new requests wait while one is under way."""
 
     def __init__(
-        self, running: RunningEngine, config: Policy, stop_token_ids: list[int], pusher: Pusher | None
+        self,
+        running: RunningEngine,
+        config: Policy,
+        stop_token_ids: list[int],
+        pusher: Pusher | None,
+        log_dir: Path | None,
     ) -> None:
+        self._log_dir = log_dir
         self._running = running
         self._llm = running.llm
         self._config = config
@@ -207,9 +213,8 @@ class LocalEngine:
                 await self._llm.abort(request_id)
             raise
         except EngineDeadError as error:
-            raise EngineDied(
-                f"vLLM's engine process died while {request_id} ran; see {self._running.log_file}"
-            ) from error
+            where = f"; see vLLM's log in {self._log_dir}" if self._log_dir else ""
+            raise EngineDied(f"vLLM's engine process died while {request_id} ran{where}") from error
         except (EngineGenerateError, ValueError) as error:
             raise EngineError(f"vLLM failed request {request_id}: {error.__cause__ or error}") from error
         return last

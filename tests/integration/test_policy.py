@@ -15,6 +15,7 @@ import anyio
 import psutil
 import pytest
 import torch
+from anyio.streams.buffered import BufferedByteReceiveStream
 from msgspec.structs import replace
 
 from fd_async.config.schema import Policy
@@ -324,7 +325,8 @@ async def test_killing_the_owner_leaves_no_process(tmp_path: Path) -> None:
     command = [sys.executable, str(tmp_path / "owner.py"), str(tmp_path / "model")]
     async with await anyio.open_process(command, stderr=subprocess.DEVNULL, env=environment) as owner:
         assert owner.stdout is not None
-        pids = [int(pid) for pid in (await owner.stdout.receive()).split()]
+        line = await BufferedByteReceiveStream(owner.stdout).receive_until(b"\n", 1000)
+        pids = [int(pid) for pid in line.split()]
         owner.kill()
     assert len(pids) == 2
     with anyio.fail_after(30):
