@@ -30,9 +30,7 @@ def test_a_statement_may_be_cut_anywhere_after_its_conclusion(ending: str) -> No
 
 def test_the_probe_states_the_closed_theorem_and_asks_for_its_axioms() -> None:
     """Binders move under a quantifier, universes to the probe's name, and the proof is the constant itself."""
-    assert goal("theorem t a : f a = 1 := by").probe("n") == (
-        "theorem n : ∀ a, f a = 1 := @_root_.t\n#print axioms n"
-    )
+    assert goal("theorem t a : f a = 1 := by").probe("n") == ("theorem n : ∀ a, f a = 1 := @_root_.t\n#print axioms n")
     assert goal("theorem t : 1 = 1 := by").probe("n").startswith("theorem n : 1 = 1 := @_root_.t\n")
     assert (
         goal("theorem t.{u} {α : Type u} (s : α) : s = s := by")
