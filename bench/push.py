@@ -117,7 +117,7 @@ async def measure(size: str, pushes: int, requests: int, tokens: int, scratch: P
                 rows.append({"stall_s": report.stall_s, "commit_s": report.commit_s, "probe_s": report.probe_s})
 
             await traffic.during(push, requests)
-            rows[-1]["copy_s"] = min(copy_s(staged) for _ in range(3))
+            rows[-1]["copy_s"] = statistics.median(copy_s(staged) for _ in range(3))
             perturb(model, 1e-3, seed=number)
             staged = stage(model, file, number + 1)
         if bad:
