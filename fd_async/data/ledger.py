@@ -3,14 +3,16 @@
 One SQLite file in WAL mode, written in a thread and synced before a write returns, so whatever the run uses is on
 disk first. Writes that wait for the same sync share it (group commit). Facts are only ever added; the outcome of a
 rollout moves from `queued` to `trained` or `dropped:CAUSE`, and back to `queued` when a resume returns to an older
-checkpoint.
+checkpoint. Any other move is refused. A write that has begun is finished even where its caller is cancelled: what it
+records may have cost money. One process writes at a time; others may read.
 """
 
 from __future__ import annotations
 
+import fcntl
 import sqlite3
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 
 import anyio
@@ -116,9 +118,13 @@ class Ledger:
 
     async def drop(self, rollout_id: str, cause: str) -> None:
         """Give a recorded attempt its terminal record `dropped:cause`."""
-        await self._write(
-            lambda db: _execute(db, "UPDATE rollouts SET outcome=? WHERE id=?", (f"dropped:{cause}", rollout_id))
-        )
+
+        def write(db: sqlite3.Connection) -> None:
+            change = "UPDATE rollouts SET outcome=? WHERE id=? AND outcome='queued'"
+            if db.execute(change, (f"dropped:{cause}", rollout_id)).rowcount != 1:
+                raise ValueError(f"{rollout_id} is to be dropped ({cause}) and is not queued")
+
+        await self._write(write)
 
     async def put_batch(
         self, step: int, rollout_ids: list[str], scores: dict[str, tuple[list[str], list[float]]]
@@ -127,7 +133,10 @@ class Ledger:
 
         def write(db: sqlite3.Connection) -> None:
             db.execute("INSERT INTO batches VALUES (?,?)", (step, _pack(rollout_ids)))
-            db.executemany("UPDATE rollouts SET outcome='trained', step=? WHERE id=?", [(step, i) for i in rollout_ids])
+            change = "UPDATE rollouts SET outcome='trained', step=? WHERE id=? AND outcome='queued'"
+            trained = db.executemany(change, [(step, i) for i in rollout_ids]).rowcount
+            if trained != len(rollout_ids):
+                raise ValueError(f"step {step} trained {len(rollout_ids)} attempts, of which {trained} were queued")
             db.executemany(
                 "INSERT OR REPLACE INTO scores VALUES (?,?,?,?)",
                 [(i, step, _pack(texts), _pack(deltas)) for i, (texts, deltas) in scores.items()],
@@ -193,10 +202,11 @@ class Ledger:
     async def _write(self, write: Write) -> None:
         pending = _Pending(write)
         self._pending.append(pending)
-        async with self._lock:
-            if not pending.done:
-                batch, self._pending = self._pending, []
-                await anyio.to_thread.run_sync(self._commit, batch)
+        with anyio.CancelScope(shield=True):
+            async with self._lock:
+                if not pending.done:
+                    batch, self._pending = self._pending, []
+                    await anyio.to_thread.run_sync(self._commit, batch)
         if pending.error is not None:
             raise LedgerError(f"{self._path}: cannot write the ledger: {pending.error}") from pending.error
 
@@ -227,17 +237,36 @@ async def open_ledger(path: Path) -> AsyncIterator[Ledger]:
     Raises:
         LedgerError: the file cannot be opened, is not a ledger, or another process writes it.
     """
+    with _only_writer(path):
+        try:
+            connection = sqlite3.connect(path, check_same_thread=False, timeout=5.0)
+        except sqlite3.Error as error:
+            raise LedgerError(f"{path}: cannot open the ledger: {error}") from error
+        with closing(connection):
+            try:
+                connection.execute("PRAGMA journal_mode=WAL")
+                connection.execute("PRAGMA synchronous=FULL")
+                connection.executescript(_SCHEMA)
+            except sqlite3.Error as error:
+                raise LedgerError(f"{path}: cannot open the ledger: {error}") from error
+            yield Ledger(connection, path)
+
+
+@contextmanager
+def _only_writer(path: Path) -> Iterator[None]:
+    """Hold the lock of a ledger; a process that dies lets go of it."""
     try:
-        connection = sqlite3.connect(path, check_same_thread=False, timeout=5.0)
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")
-        connection.executescript(_SCHEMA)
-    except sqlite3.Error as error:
+        file = path.with_suffix(".lock").open("a")
+    except OSError as error:
         raise LedgerError(f"{path}: cannot open the ledger: {error}") from error
-    try:
-        yield Ledger(connection, path)
-    finally:
-        connection.close()
+    with file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise LedgerError(f"{path}: another process runs this run; end it or wait, then --resume") from error
+        except OSError as error:
+            raise LedgerError(f"{path}: cannot be locked on this file system: {error}") from error
+        yield
 
 
 def read_attempts(path: Path, limit: int) -> list[AttemptRecord]:

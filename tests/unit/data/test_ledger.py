@@ -133,6 +133,51 @@ async def test_a_file_that_is_no_ledger_is_named(tmp_path: Path) -> None:
             pass
 
 
+async def test_a_second_process_is_refused(tmp_path: Path) -> None:
+    """Two runs in one folder would train the same attempts."""
+    path = tmp_path / "ledger.db"
+    code = (
+        "import anyio, sys\n"
+        "from pathlib import Path\n"
+        "from fd_async.data.ledger import open_ledger\n"
+        "from fd_async.errors import LedgerError\n"
+        "async def main():\n"
+        "    try:\n"
+        "        async with open_ledger(Path(sys.argv[1])): sys.exit(1)\n"
+        "    except LedgerError as error: sys.exit(str(error))\n"
+        "anyio.run(main)\n"
+    )
+    async with open_ledger(path):
+        with anyio.fail_after(60):
+            done = await anyio.run_process([sys.executable, "-c", code, str(path)], check=False)
+    assert b"another process" in done.stderr
+    async with open_ledger(path):
+        pass
+
+
+async def test_only_queued_attempts_are_trained_or_dropped(tmp_path: Path) -> None:
+    """A second terminal record is refused, whatever asks for it."""
+    async with open_ledger(tmp_path / "ledger.db") as ledger:
+        await put(ledger, make_rollout(0))
+        await ledger.put_batch(1, [make_rollout(0).id], {})
+        with pytest.raises(LedgerError, match="queued"):
+            await ledger.put_batch(2, [make_rollout(0).id], {})
+        with pytest.raises(LedgerError, match="not queued"):
+            await ledger.drop(make_rollout(0).id, "late")
+        assert ledger.tokens_by_outcome() == {"trained": 3}
+
+
+async def test_a_cancelled_write_is_finished(tmp_path: Path) -> None:
+    """Feedback whose caller is cancelled while it is written is there afterwards."""
+    async with open_ledger(tmp_path / "ledger.db") as ledger:
+        async with anyio.create_task_group() as tasks:
+            for ordinal in range(20):
+                tasks.start_soon(put, ledger, make_rollout(ordinal))
+            await anyio.lowlevel.checkpoint()
+            tasks.cancel_scope.cancel()
+        assert len(ledger.seen()) == 20
+
+
 async def test_a_full_disk_is_reported_to_every_writer(tmp_path: Path) -> None:
     """A failed commit raises for each waiting write; nothing is reported as written."""
     path = tmp_path / "ledger.db"
