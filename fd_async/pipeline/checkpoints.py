@@ -11,8 +11,10 @@ import os
 import shutil
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 
+import anyio
 import anyio.to_thread
 import msgspec
 from msgspec import Struct
@@ -115,44 +117,65 @@ async def write_checkpoint(
 ) -> Path:
     """Write a checkpoint aside, verify, rename, then prune old ones. A failure leaves the earlier ones untouched.
 
+    A complete checkpoint of the same step is kept as it is: a kill while it is replaced could cost the only one.
+
     Raises:
         CheckpointError: too little disk, or writing failed.
     """
+    final = root / checkpoint_name(step)
+    aside = root / f".{final.name}.tmp"
+    try:
+        if not await anyio.to_thread.run_sync(_prepare, final, aside, min_free_gib):
+            return final
+        try:
+            await save(aside)
+            manifest = Manifest(
+                step=step, algorithm=algorithm, ranks=ranks, config_hash=config_hash, written=time.time(), files={}
+            )
+            await anyio.to_thread.run_sync(_publish, final, aside, manifest, keep_last)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(lambda: shutil.rmtree(aside, ignore_errors=True))
+    except OSError as error:
+        raise CheckpointError(f"{final}: cannot write the checkpoint: {error}") from error
+    return final
+
+
+def _prepare(final: Path, aside: Path, min_free_gib: float) -> bool:
+    """Make the folder to write into; False when the checkpoint is there already."""
+    root = final.parent
+    if final.is_dir():
+        with suppress(CheckpointError):  # a damaged one is replaced
+            read_manifest(final)
+            return False
     free_gib = shutil.disk_usage(root).free / 2**30
     if free_gib < min_free_gib:
         raise CheckpointError(
             f"{root}: {free_gib:.1f} GiB free, checkpoint.min_free_gib asks for {min_free_gib:g}; free some disk"
         )
-    final = root / checkpoint_name(step)
-    aside = root / f".{final.name}.tmp"
-    await anyio.to_thread.run_sync(lambda: shutil.rmtree(aside, ignore_errors=True))
+    for left_by_a_kill in root.glob(".step_*.tmp"):
+        shutil.rmtree(left_by_a_kill, ignore_errors=True)
     aside.mkdir(parents=True)
-    await save(aside)
+    return True
 
-    def finish() -> None:
-        files = {str(p.relative_to(aside)): p.stat().st_size for p in sorted(aside.rglob("*")) if p.is_file()}
-        manifest = Manifest(
-            step=step, algorithm=algorithm, ranks=ranks, config_hash=config_hash, written=time.time(), files=files
-        )
-        for name in files:
-            _fsync(aside / name)
-        (aside / "manifest.json").write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
-        _fsync(aside / "manifest.json")
-        shutil.rmtree(final, ignore_errors=True)
-        aside.replace(final)
-        _fsync(root)
-        pointer = root / ".latest.tmp"
-        pointer.write_text(final.name + "\n")
-        pointer.replace(root / "latest")
-        found = list_checkpoints(root)
-        for old in sorted(found)[:-keep_last]:
-            shutil.rmtree(found[old], ignore_errors=True)
 
-    try:
-        await anyio.to_thread.run_sync(finish)
-    except OSError as error:
-        raise CheckpointError(f"{final}: cannot write the checkpoint: {error}") from error
-    return final
+def _publish(final: Path, aside: Path, manifest: Manifest, keep_last: int) -> None:
+    """Sync what was saved, list it, rename the folder, prune."""
+    root, paths = final.parent, sorted(aside.rglob("*"))
+    files = {str(path.relative_to(aside)): path.stat().st_size for path in paths if path.is_file()}
+    listing = msgspec.json.encode(msgspec.structs.replace(manifest, files=files))
+    (aside / "manifest.json").write_bytes(msgspec.json.format(listing))
+    for path in (*paths, aside / "manifest.json", aside):
+        _fsync(path)
+    shutil.rmtree(final, ignore_errors=True)
+    aside.replace(final)
+    _fsync(root)
+    pointer = root / ".latest.tmp"
+    pointer.write_text(final.name + "\n")
+    pointer.replace(root / "latest")
+    found = list_checkpoints(root)
+    for old in sorted(found)[:-keep_last]:
+        shutil.rmtree(found[old], ignore_errors=True)
 
 
 def _fsync(path: Path) -> None:
