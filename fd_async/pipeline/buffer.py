@@ -13,7 +13,6 @@ waits for group 0.
 
 from __future__ import annotations
 
-import time
 from typing import Generic, TypeVar
 
 import anyio
@@ -30,7 +29,6 @@ class Group(Struct, Generic[Item]):
     unresolved: int
     """Attempts that are neither ready nor dropped."""
     items: list[Item]
-    since: float
 
     @property
     def is_finished(self) -> bool:
@@ -81,10 +79,6 @@ class RolloutBuffer(Generic[Item]):
     def num_outstanding(self) -> int:
         return len(self._groups)
 
-    def finished_since(self) -> dict[str, float]:
-        """Return finished groups that wait for the learner: name -> monotonic time."""
-        return {f"group-{group.ordinal}": group.since for group in self._groups.values() if group.is_finished}
-
     async def admit(self, ordinal: int) -> int:
         """Wait for a free slot, take it, and return the version that the group starts under."""
         async with self._changed:
@@ -95,21 +89,40 @@ class RolloutBuffer(Generic[Item]):
 
     async def restore(
         self, ordinal: int, admitted_version: int, unresolved: int, items: list[Item], *, generating: int
-    ) -> None:
+    ) -> int:
         """Put back a group that the ledger holds, without waiting: it was admitted before the restart.
 
+        A resume that goes far back restores more groups than may be under way at once. What such a group lacks is
+        generated when admission would have let it in, or it would be too old when it is trained.
+
         Args:
-            ordinal: of the group.
+            ordinal: of the group; groups come in the order of their ordinals.
             admitted_version: as recorded; versions after the checkpoint no longer exist and count as the current one.
             unresolved: attempts that still need generation or feedback.
             items: attempts that are ready.
             generating: attempts that are generated again.
+
+        Returns:
+            The version under which those start, see `begin`.
         """
         async with self._changed:
-            self._generating += generating
-            self._add(ordinal, min(admitted_version, self._version), unresolved)
+            turn = self._admitted // self._batch - self._max_staleness  # where `capacity` becomes positive
+            version = turn if turn > self._version else min(admitted_version, self._version)
+            if version <= self._version:
+                self._generating += generating
+            self._add(ordinal, version, unresolved)
             self._groups[ordinal].items.extend(items)
             self._changed.notify_all()
+            return version
+
+    async def begin(self, version: int) -> None:
+        """Wait until a restored group may generate an attempt anew."""
+        async with self._changed:
+            if self._version >= version:
+                return  # counted by `restore`
+            while self._version < version:
+                await self._changed.wait()
+            self._generating += 1
 
     async def ready(self, ordinal: int, item: Item) -> None:
         """Add a finished attempt to its group."""
@@ -159,9 +172,7 @@ class RolloutBuffer(Generic[Item]):
                 await self._changed.wait()
 
     def _add(self, ordinal: int, version: int, unresolved: int) -> int:
-        self._groups[ordinal] = Group(
-            ordinal=ordinal, admitted_version=version, unresolved=unresolved, items=[], since=time.monotonic()
-        )
+        self._groups[ordinal] = Group(ordinal=ordinal, admitted_version=version, unresolved=unresolved, items=[])
         self._admitted += 1
         return version
 
@@ -171,7 +182,6 @@ class RolloutBuffer(Generic[Item]):
         self._changed.notify_all()
         if not group.is_finished:
             return []
-        group.since = time.monotonic()
         if len(group.items) >= self.min_items:
             return []
         del self._groups[ordinal]
