@@ -9,6 +9,7 @@ import anyio
 from msgspec import Struct
 
 from fd_async.analysis.passk import mean_pass_at_k
+from fd_async.errors import VerifierError
 from fd_async.rollouts import RolloutRunner
 from fd_async.types import Rollout, Statement, Ticket
 
@@ -49,23 +50,28 @@ async def evaluate_suite(
     record: Record,
     on_stage: Stage = lambda _item, _stage: None,
 ) -> SuiteResult:
-    """Attempt every statement `samples` times; an attempt that failed by infrastructure is tried once more."""
+    """Attempt every statement `samples` times; an attempt that failed by infrastructure is tried once more.
+
+    Raises:
+        VerifierError: every attempt failed, so there is no pass rate.
+    """
     solved: dict[int, list[bool]] = {index: [] for index in range(len(statements))}
     tokens: list[int] = []
-    failed = 0
+    failures: list[Rollout] = []
     limiter = anyio.CapacityLimiter(concurrency)
 
     async def attempt(index: int, sample: int) -> None:
-        nonlocal failed
         ticket = Ticket(ordinal=index, sample=sample, purpose="eval", suite=suite, statement=statements[index])
         async with limiter:
-            rollout = await runner.run(ticket, temperature=temperature, on_stage=partial(on_stage, ticket.id))
-            if rollout.end_reason == "failed":
+            try:
                 rollout = await runner.run(ticket, temperature=temperature, on_stage=partial(on_stage, ticket.id))
-            on_stage(ticket.id, "")
+                if rollout.end_reason == "failed" and rollout.failure != "prompt_too_long":
+                    rollout = await runner.run(ticket, temperature=temperature, on_stage=partial(on_stage, ticket.id))
+            finally:
+                on_stage(ticket.id, "")
         await record(rollout)
         if rollout.end_reason == "failed":
-            failed += 1
+            failures.append(rollout)
         else:
             solved[index].append(rollout.verdict.is_proved)
             tokens.append(len(rollout.completion_ids))
@@ -74,12 +80,16 @@ async def evaluate_suite(
         for index in range(len(statements)):
             for sample in range(samples):
                 tasks.start_soon(attempt, index, sample)
+    if failures and not tokens:
+        last = failures[-1]
+        reason = f"last cause {last.failure}: {last.verdict.reason}"
+        raise VerifierError(f"all {len(failures)} evaluation attempts of {suite} failed, none was judged; {reason}")
     counts = [(len(results), sum(results)) for results in solved.values() if results]
     return SuiteResult(
         suite=suite,
         pass_at={n: mean_pass_at_k(counts, n) for n in k},
         statements=len(counts),
         attempts=len(tokens),
-        failed=failed,
+        failed=len(failures),
         mean_response_tokens=sum(tokens) / len(tokens) if tokens else 0.0,
     )

@@ -10,17 +10,30 @@ Every ticket ends in exactly one terminal record: trained, or dropped with a nam
 
 from __future__ import annotations
 
+from weakref import WeakValueDictionary
+
 import anyio
+import anyio.to_thread
 import msgspec
 import structlog
 from anyio.abc import TaskGroup
 
 from fd_async.data.ledger import QueuedRollout
-from fd_async.errors import FeedbackAccountError, FeedbackBudgetExceeded, FeedbackError, VerifierError
+from fd_async.errors import (
+    FdError,
+    FeedbackAccountError,
+    FeedbackBudgetExceeded,
+    FeedbackError,
+    PreflightError,
+    VerifierError,
+)
 from fd_async.pipeline.state import Finished, Parts, RunState
 from fd_async.types import Feedback, Rollout, Ticket
 
 log = structlog.get_logger(__name__)
+
+HOPELESS_DROPS = 256
+"""Attempts dropped one after another, with none kept between them, that end the run with the last one's cause."""
 
 
 class AttemptLoops:
@@ -35,6 +48,10 @@ class AttemptLoops:
         self._limiter = anyio.CapacityLimiter(parts.config.rollout.concurrency)
         self._skip: set[int] = set()
         """Ordinals that the ledger already knows."""
+        self._asking: WeakValueDictionary[str, anyio.Lock] = WeakValueDictionary()
+        self._calls: set[anyio.CancelScope] = set()
+        """Paid feedback calls under way."""
+        self._drops_in_a_row = 0
 
     async def run(self) -> None:
         """Admit tickets in order until cancelled."""
@@ -48,18 +65,20 @@ class AttemptLoops:
                         tasks.start_soon(self._attempt, self._ticket(ordinal, sample), version)
                 ordinal += 1
 
+    def finish_calls(self, within_s: float) -> None:
+        """Let paid calls end and be recorded although all else is about to be cancelled."""
+        for call in self._calls:
+            call.shield = True
+            call.deadline = anyio.current_time() + within_s
+
     def _ticket(self, ordinal: int, sample: int) -> Ticket:
         return Ticket(ordinal=ordinal, sample=sample, purpose="train", statement=self._parts.order[ordinal])
 
     async def _continue_queued(self, tasks: TaskGroup) -> None:
         """Put the ledger's open groups back and start what they lack; nothing recorded is generated or bought again."""
-        ledger, state = self._parts.ledger, self._state
-        state.tokens.update(ledger.tokens_by_outcome())
-        seen = ledger.seen()
+        state = self._state
+        seen, queued = await anyio.to_thread.run_sync(self._read_ledger)
         self._skip = set(seen)
-        queued: dict[int, list[QueuedRollout]] = {}
-        for record in ledger.queued():
-            queued.setdefault(record.rollout.ordinal, []).append(record)
         for ordinal, outcomes in sorted(seen.items()):
             if "trained" in outcomes.values():
                 continue
@@ -72,11 +91,31 @@ class AttemptLoops:
                     await self._drop(item.rollout, "group_too_small")
                 continue
             version = min((record.admitted_version for record in records), default=state.step)
-            await state.buffer.restore(ordinal, version, len(missing) + len(waiting), ready, generating=len(missing))
+            version = await state.buffer.restore(
+                ordinal, version, len(missing) + len(waiting), ready, generating=len(missing)
+            )
             for sample in missing:
-                tasks.start_soon(self._attempt, self._ticket(ordinal, sample), version)
+                tasks.start_soon(self._attempt_anew, self._ticket(ordinal, sample), version)
             for record in waiting:
                 tasks.start_soon(self._deliver, record.rollout)
+
+    def _read_ledger(self) -> tuple[dict[int, dict[int, str]], dict[int, list[QueuedRollout]]]:
+        """Take over the counts and return (ordinal -> sample -> outcome, ordinal -> queued attempts)."""
+        ledger, state = self._parts.ledger, self._state
+        state.tokens.update(ledger.tokens_by_outcome())
+        state.tokens_generated = sum(state.tokens.values())
+        seen = ledger.seen()
+        for outcomes in seen.values():
+            dropped = [outcome.partition(":") for outcome in outcomes.values()]
+            state.num_dropped.update(cause for kind, _, cause in dropped if kind == "dropped")
+        queued: dict[int, list[QueuedRollout]] = {}
+        for record in ledger.queued():
+            queued.setdefault(record.rollout.ordinal, []).append(record)
+        return seen, queued
+
+    async def _attempt_anew(self, ticket: Ticket, version: int) -> None:
+        await self._state.buffer.begin(version)
+        await self._attempt(ticket, version)
 
     async def _attempt(self, ticket: Ticket, version: int) -> None:
         """Run one ticket to its terminal record or into the buffer."""
@@ -90,14 +129,16 @@ class AttemptLoops:
                 )
             finally:
                 state.board.move(ticket.id, "")
-        await state.buffer.generated()
         failed = rollout.end_reason == "failed"
         outcome = f"dropped:{rollout.failure}" if failed else "queued"
         await parts.ledger.put_rollout(rollout, outcome, admitted_version=version, step=None)
         state.tokens[outcome] += rollout.num_sampled_tokens
+        state.tokens_generated += rollout.num_sampled_tokens
         if failed:
             self._note_failure(rollout)
             await self._drop_from_group(rollout)
+        await state.buffer.generated()  # after the drop: in `sync` mode all wait for the attempt that replaces this one
+        if failed:
             return
         state.recent_failures.append(False)
         state.recent_solved.append(rollout.reward)
@@ -112,29 +153,54 @@ class AttemptLoops:
             self._state.board.move(rollout.id, "feedback")
             try:
                 feedback = await self._feedback(rollout)
-            except (FeedbackBudgetExceeded, FeedbackAccountError):
-                raise
             except FeedbackError as error:
-                await self._drop(rollout, error.cause)
-                log.info("feedback_dropped", rollout=rollout.id, cause=error.cause, reason=str(error))
-                await self._drop_from_group(rollout)
+                await self._refused(rollout, error)
                 return
             finally:
                 self._state.board.move(rollout.id, "")
+        self._drops_in_a_row = 0
         await self._state.buffer.ready(rollout.ordinal, Finished(rollout, feedback))
 
-    async def _feedback(self, rollout: Rollout) -> Feedback:
+    async def _feedback(self, rollout: Rollout) -> Feedback | None:
+        """Get feedback and record it; None when a request to stop left the call no time."""
+        if not self._is_paid:
+            feedback = await self._parts.provider.feedback(rollout)
+            await self._parts.ledger.put_feedback(feedback)
+            return feedback
+        key = self._parts.provider.key(rollout)
+        async with self._asking.setdefault(key, anyio.Lock()):
+            with anyio.CancelScope() as call:
+                self._calls.add(call)
+                try:
+                    return await self._buy(rollout, key)
+                finally:
+                    self._calls.discard(call)
+        return None
+
+    async def _buy(self, rollout: Rollout, key: str) -> Feedback:
         """Buy feedback once: exactly this question may stand in the ledger already."""
         provider, ledger = self._parts.provider, self._parts.ledger
-        if self._is_paid:
-            bought = await ledger.feedback_by_hash(provider.key(rollout))
-            if bought is not None:
-                feedback = msgspec.structs.replace(bought, rollout_id=rollout.id, usd=0.0, asked=0)
-                await ledger.put_feedback(feedback)
-                return feedback
-        feedback = await provider.feedback(rollout)
+        bought = await ledger.feedback_by_hash(key)
+        if bought is None:
+            feedback = await provider.feedback(rollout)
+        elif bought.rollout_id == rollout.id:
+            return bought
+        else:
+            feedback = msgspec.structs.replace(bought, rollout_id=rollout.id, usd=0.0, asked=0)
         await ledger.put_feedback(feedback)
         return feedback
+
+    async def _refused(self, rollout: Rollout, error: FeedbackError) -> None:
+        """Record what an attempt without feedback cost, and drop it unless no other can fare better."""
+        if error.usd:
+            await self._parts.ledger.put_spend(error.cause, error.usd)
+        if isinstance(error, FeedbackBudgetExceeded | FeedbackAccountError):
+            raise error
+        await self._drop(rollout, error.cause)
+        log.info("feedback_dropped", rollout=rollout.id, cause=error.cause, reason=str(error))
+        text = f"none of the last {HOPELESS_DROPS} attempts got feedback; the last one: {error}"
+        self._count_in_a_row(type(error)(text))
+        await self._drop_from_group(rollout)
 
     async def _drop(self, rollout: Rollout, cause: str) -> None:
         await self._parts.ledger.drop(rollout.id, cause)
@@ -146,17 +212,32 @@ class AttemptLoops:
         for rest in await self._state.buffer.drop(rollout.ordinal):
             await self._drop(rest.rollout, "group_too_small")
 
+    def _count_in_a_row(self, error: FdError) -> None:
+        """Raise `error` when nothing but drops has happened for long: going on would never fill a batch."""
+        self._drops_in_a_row += 1
+        if self._drops_in_a_row >= HOPELESS_DROPS:
+            raise error
+
     def _note_failure(self, rollout: Rollout) -> None:
-        state = self._state
+        """Count a failed attempt.
+
+        Raises:
+            VerifierError: failing has become the rule.
+            PreflightError: no statement fits `rollout.max_prompt_tokens`.
+        """
+        state, config = self._state, self._parts.config.rollout
         state.num_dropped[rollout.failure] += 1
         log.warning("rollout_failed", rollout=rollout.id, cause=rollout.failure, reason=rollout.verdict.reason)
         if rollout.failure == "prompt_too_long":
+            text = f"the last {HOPELESS_DROPS} prompts are all longer than rollout.max_prompt_tokens"
+            self._count_in_a_row(
+                PreflightError(f"{text} = {config.max_prompt_tokens}; raise it, or look at data.train")
+            )
             return
         state.recent_failures.append(True)
-        share = sum(state.recent_failures) / len(state.recent_failures)
-        limit = self._parts.config.rollout.max_failed_fraction
-        if len(state.recent_failures) >= 16 and share > limit:
-            raise VerifierError(
-                f"{share:.0%} of the last {len(state.recent_failures)} attempts failed by infrastructure "
-                f"(rollout.max_failed_fraction = {limit:g}); last cause {rollout.failure}: {rollout.verdict.reason}"
-            )
+        last = f"last cause {rollout.failure}: {rollout.verdict.reason}"
+        self._count_in_a_row(VerifierError(f"the last {HOPELESS_DROPS} attempts all failed; {last}"))
+        num, share = len(state.recent_failures), sum(state.recent_failures) / len(state.recent_failures)
+        if num >= 16 and share > config.max_failed_fraction:
+            limit = f"rollout.max_failed_fraction = {config.max_failed_fraction:g}"
+            raise VerifierError(f"{share:.0%} of the last {num} attempts failed by infrastructure ({limit}); {last}")

@@ -23,10 +23,11 @@ import anyio.to_thread
 import structlog
 from anyio.abc import TaskStatus
 
-from fd_async.errors import EngineError, StallDetected
+from fd_async.errors import StallDetected, first_cause
 from fd_async.pipeline.attempts import AttemptLoops
 from fd_async.pipeline.board import wait_table
 from fd_async.pipeline.state import Parts, RunState
+from fd_async.pipeline.stopping import run_until_stopped
 from fd_async.pipeline.training import TrainingLoop
 from fd_async.telemetry.lag import LoopLag
 from fd_async.telemetry.sinks import MetricsFile
@@ -70,14 +71,15 @@ class Controller:
                 await self._train()
                 if state.stopping.is_set():
                     state.phase = "writing the last checkpoint"
-                    await self._training.checkpoint()
+                    await self._checkpoint_in_time()
                     self._parts.progress.message(f"stopped after step {state.step}; continue with --resume")
                 else:
                     await self._training.finish()
                 services.cancel_scope.cancel()
             state.phase = "interrupted" if state.stopping.is_set() else "done"
-        except BaseException:
+        except BaseException as error:
             state.phase = "failed"
+            state.error = str(first_cause(error))
             raise
         finally:
             with anyio.CancelScope(shield=True):
@@ -87,28 +89,26 @@ class Controller:
     async def _train(self) -> None:
         """Run attempts and learner side by side until the learner is through."""
         async with anyio.create_task_group() as loops:
-            loops.start_soon(self._attempt_until_stopped)
+            loops.start_soon(self._attempt)
             await self._training.run()
             loops.cancel_scope.cancel()
 
-    async def _attempt_until_stopped(self) -> None:
-        """Run attempts; a request to stop cancels them (their tickets are attempted again on resume)."""
-        stopping = self._state.stopping
+    async def _attempt(self) -> None:
+        """Run attempts; a request to stop cancels all but paid calls (their tickets are attempted again on resume)."""
+        attempts, within_s = AttemptLoops(self._parts, self._state), self._parts.config.run.shutdown_s / 2
+        await run_until_stopped(self._state.stopping, attempts.run, on_stop=lambda: attempts.finish_calls(within_s))
+
+    async def _checkpoint_in_time(self) -> None:
+        """Write the checkpoint of a run that was asked to stop, in what time it has."""
+        shutdown_s, step = self._parts.config.run.shutdown_s, self._state.step
         try:
-            async with anyio.create_task_group() as tasks:
-
-                async def stop() -> None:
-                    await stopping.wait()
-                    tasks.cancel_scope.cancel()
-
-                tasks.start_soon(stop)
-                await AttemptLoops(self._parts, self._state).run()
-        except* EngineError:
-            # A Ctrl-C on a terminal reaches the engine's process as well, sometimes before us.
-            with anyio.move_on_after(1.0):
-                await stopping.wait()
-            if not stopping.is_set():
-                raise
+            with anyio.fail_after(shutdown_s):
+                await self._training.checkpoint()
+        except TimeoutError as error:
+            raise StallDetected(
+                f"the checkpoint of step {step} took longer than run.shutdown_s = {shutdown_s:g} s and was given up; "
+                "--resume continues from the one before"
+            ) from error
 
     async def _listen(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
@@ -168,6 +168,7 @@ class Controller:
         return {
             "run": self._parts.run_dir.name,
             "phase": state.phase,
+            "error": state.error,
             "step": state.step,
             "max_steps": config.run.max_steps,
             "weight_version": state.buffer.version,

@@ -55,6 +55,8 @@ class RunState:
     def __init__(self, config: RunConfig, step: int) -> None:
         self.step = step
         self.phase = "starting"
+        self.error = ""
+        """What ended the run, if it failed."""
         self.started = time.monotonic()
         self.stopping = anyio.Event()
         self.board = Board()
@@ -68,14 +70,12 @@ class RunState:
         )
         self.tokens = Counter[str]()
         """Sampled training tokens by outcome: `trained`, `dropped:CAUSE`, and `queued` for recorded attempts."""
+        self.tokens_generated = 0
+        """Counted apart from `tokens`, whose sum it must equal."""
         self.num_dropped = Counter[str]()
         self.recent_failures: deque[bool] = deque(maxlen=256)
         self.recent_solved: deque[float] = deque(maxlen=256)
         self.last_row: dict[str, float | int | None] = {}
-
-    @property
-    def tokens_generated(self) -> int:
-        return sum(self.tokens.values())
 
     @property
     def tokens_dropped(self) -> int:

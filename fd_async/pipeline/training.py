@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import anyio
 import anyio.to_thread
@@ -20,13 +21,13 @@ import structlog
 
 from fd_async.errors import EngineError
 from fd_async.evaluation import evaluate_suite
-from fd_async.pipeline.buffer import Group
 from fd_async.pipeline.checkpoints import write_checkpoint
 from fd_async.pipeline.samples import build_samples, decode_scores
-from fd_async.pipeline.state import Finished, Parts, RunState
+from fd_async.pipeline.state import Parts, RunState
 from fd_async.pipeline.steps import StepClock, step_row
+from fd_async.pipeline.stopping import comes_with_stop, run_until_stopped
 from fd_async.telemetry.lag import LoopLag
-from fd_async.telemetry.sinks import MetricsFile
+from fd_async.telemetry.sinks import MetricsFile, read_rows
 from fd_async.types import PushReport, Rollout, StagedWeights
 
 log = structlog.get_logger(__name__)
@@ -62,12 +63,15 @@ class TrainingLoop:
         state.phase = "first push"
         with self._at("push", "pushing"):
             staged = await self._parts.learner.stage(state.step, self._probe_ids)
-            report = await self._parts.engine.push(staged)
+        report = await self._push(staged)
+        if report is None:
+            return
         log.info(
             "weights_published", version=report.version, probe_max_abs=report.probe_max_abs, seconds=report.stall_s
         )
-        if config.eval.at_start and state.step == 0 and self._parts.suites:
-            await self._write_row({"step": 0, "weight_version": 0} | await self._evaluate(full=True))
+        await self._recall_evaluation()
+        if config.eval.at_start and state.step == 0:
+            await self._evaluate_alone()
 
     async def run(self) -> None:
         """Take gradient steps until `run.max_steps` or until the run is asked to stop."""
@@ -81,12 +85,9 @@ class TrainingLoop:
 
     async def finish(self) -> None:
         """Evaluate the last weights and keep them."""
-        config = self._parts.config
         await self.checkpoint()
-        if config.eval.at_end and self._parts.suites and self._evaluated != self._state.step:
-            await self._write_row(
-                {"step": self._state.step, "weight_version": self._state.step} | await self._evaluate(full=True)
-            )
+        if self._parts.config.eval.at_end:
+            await self._evaluate_alone()
 
     async def checkpoint(self) -> None:
         """Write a checkpoint of the current step unless there is one."""
@@ -111,7 +112,7 @@ class TrainingLoop:
         """Take one gradient step; False when the run was asked to stop while waiting for a batch."""
         state, parts = self._state, self._parts
         clock = StepClock()
-        groups = await self._cut_or_stop()
+        groups = await run_until_stopped(state.stopping, state.buffer.cut)
         if groups is None:
             return False
         clock.mark("wait_for_batch")
@@ -136,7 +137,7 @@ class TrainingLoop:
         every = parts.config.eval.every_steps
         last = step == parts.config.run.max_steps
         if push is not None and parts.suites and ((last and parts.config.eval.at_end) or (every and step % every == 0)):
-            row |= await self._evaluate(full=last)
+            row |= await self._evaluate(full=last) or {}
         await self._write_row(row)
         return True
 
@@ -148,32 +149,43 @@ class TrainingLoop:
         with self._at(f"push-{staged.version}", "pushing"):
             try:
                 report = await self._parts.engine.push(staged)
-            except EngineError:
-                if state.stopping.is_set():  # a Ctrl-C on a terminal reaches the engine's process too
-                    return None
-                raise
+            except EngineError as error:
+                if not await comes_with_stop(error, state.stopping):
+                    raise
+                return None
         await state.buffer.publish(staged.version)
         return report
 
-    async def _cut_or_stop(self) -> list[Group[Finished]] | None:
-        """Wait for a batch, or for the request to stop."""
-        result = None
-        async with anyio.create_task_group() as tasks:
+    async def _recall_evaluation(self) -> None:
+        """Note whether an earlier process evaluated this step over every statement; its row is still there."""
+        suites = self._parts.suites
+        for row in await anyio.to_thread.run_sync(read_rows, self._metrics.path):
+            whole = all(row.get(f"eval/{suite}/statements") == len(suites[suite]) for suite in suites)
+            if row.get("step") == self._state.step and whole:
+                self._evaluated = self._state.step
 
-            async def watch() -> None:
-                await self._state.stopping.wait()
-                tasks.cancel_scope.cancel()
+    async def _evaluate_alone(self) -> None:
+        """Evaluate the served weights over every statement, unless that is done, and write a row of its own."""
+        state = self._state
+        if self._parts.suites and self._evaluated != state.step:
+            row = await self._evaluate(full=True)
+            if row is not None:
+                await self._write_row({"step": state.step, "weight_version": state.step} | row)
 
-            tasks.start_soon(watch)
-            result = await self._state.buffer.cut()
-            tasks.cancel_scope.cancel()
-        return result
-
-    async def _evaluate(self, *, full: bool) -> dict[str, float | int | None]:
-        """Evaluate the served weights on every suite; no push happens meanwhile."""
-        parts, state = self._parts, self._state
+    async def _evaluate(self, *, full: bool) -> dict[str, float | int | None] | None:
+        """Evaluate the served weights on every suite; no push happens meanwhile. None when asked to stop."""
+        state = self._state
         before, state.phase = state.phase, "evaluating"
         started = time.monotonic()
+        row = await run_until_stopped(state.stopping, partial(self._evaluate_suites, full))
+        state.phase = before
+        if row is None:
+            return None
+        self._evaluated = state.step if full else self._evaluated
+        return row | {"time/eval_s": time.monotonic() - started}
+
+    async def _evaluate_suites(self, full: bool) -> dict[str, float | int | None]:
+        parts, state = self._parts, self._state
 
         async def record(rollout: Rollout) -> None:
             await parts.ledger.put_rollout(rollout, "evaluated", admitted_version=state.step, step=state.step)
@@ -193,9 +205,6 @@ class TrainingLoop:
                 on_stage=state.board.move,
             )
             row |= result.metrics()
-        self._evaluated = state.step if full else self._evaluated
-        row["time/eval_s"] = time.monotonic() - started
-        state.phase = before
         return row
 
     async def _write_row(self, row: dict[str, float | int | None]) -> None:

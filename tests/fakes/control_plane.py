@@ -89,6 +89,7 @@ class FakeLearner:
     def __init__(self) -> None:
         self.batches: dict[int, list[TrainingSample]] = {}
         self.on_step: Callable[[int], None] = lambda step: None
+        self.save_s = 0.0
 
     async def step(self, samples: list[TrainingSample], *, step: int) -> StepReport:
         self.on_step(step)
@@ -103,6 +104,7 @@ class FakeLearner:
         )  # fmt: skip
 
     async def save(self, folder: Path) -> None:
+        await anyio.sleep(self.save_s)
         (folder / "state").write_text("state")
 
 
@@ -113,9 +115,10 @@ class FakeProvider:
         self.sold = Counter[str]()
         self.delay_s = 0.0
         self.on_feedback: Callable[[Rollout], None] = lambda rollout: None
+        self.question: Callable[[Rollout], str] = lambda rollout: f"hash-of-{rollout.id}"
 
     def key(self, rollout: Rollout) -> str:
-        return f"hash-of-{rollout.id}"
+        return self.question(rollout)
 
     async def feedback(self, rollout: Rollout) -> Feedback:
         self.sold[rollout.id] += 1
@@ -144,12 +147,14 @@ class FakeRunner:
         self.started = Counter[str]()
         self.duration_s: Callable[[Ticket], float] = lambda ticket: 0.001 * (ticket.ordinal % 3)
         self.failure: Callable[[Ticket], str] = lambda ticket: ""
+        self.on_run: Callable[[Ticket], None] = lambda ticket: None
 
     async def run(self, ticket: Ticket, *, temperature: float, on_stage: Callable[[str], None]) -> Rollout:
         self.started[ticket.id] += 1
         version = self._engine.weight_version
         on_stage("generating")
         await anyio.sleep(self.duration_s(ticket))
+        self.on_run(ticket)
         self._engine.tokens += 3
         failure = self.failure(ticket)
         solved = ticket.ordinal % 5 == 0 or ticket.sample == 1
@@ -182,6 +187,7 @@ class Bench:
         self.learner = FakeLearner()
         self.provider = FakeProvider()
         self.runner = FakeRunner(self.engine)
+        self.suites: dict[str, list[Statement]] = {}
         for folder in ("logs", "checkpoints"):
             (run_dir / folder).mkdir(parents=True, exist_ok=True)
 
@@ -205,7 +211,7 @@ class Bench:
                     ledger=ledger,
                     runner=self.runner,  # type: ignore[arg-type]
                     order=StatementOrder(statements, 0),
-                    suites={},
+                    suites=self.suites,
                     progress=QuietProgress(),
                 )
                 state = RunState(self.config, step)

@@ -1,0 +1,54 @@
+"""Work that a request to stop may end early. The request is an event; whoever waits for it cleans up and returns."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import anyio
+
+from fd_async.errors import EngineError, FeedbackError
+
+Result = TypeVar("Result")
+
+_SIGNAL_FOLLOWS_S = 1.0
+"""A Ctrl-C on a terminal reaches the engine's process too, sometimes before ours."""
+
+
+async def run_until_stopped(
+    stopping: anyio.Event, work: Callable[[], Awaitable[Result]], *, on_stop: Callable[[], None] = lambda: None
+) -> Result | None:
+    """Return the result of `work`, or None when `stopping` was set first; what then fails in it is no error.
+
+    Args:
+        stopping: the request.
+        work: is cancelled by it.
+        on_stop: called just before that.
+    """
+    result = None
+    try:
+        async with anyio.create_task_group() as tasks:
+
+            async def stop() -> None:
+                await stopping.wait()
+                on_stop()
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(stop)
+            result = await work()
+            tasks.cancel_scope.cancel()
+    except BaseExceptionGroup as error:
+        if not await comes_with_stop(error, stopping):
+            raise
+    return result
+
+
+async def comes_with_stop(error: BaseException, stopping: anyio.Event) -> bool:
+    """Say whether an error of the engine or the provider is a mere consequence of the request to stop."""
+    group = error if isinstance(error, BaseExceptionGroup) else BaseExceptionGroup("", [error])
+    if group.split((EngineError, FeedbackError))[1] is not None:
+        return False
+    if group.subgroup(EngineError) is not None:
+        with anyio.move_on_after(_SIGNAL_FOLLOWS_S):
+            await stopping.wait()
+    return stopping.is_set()
