@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
-from fd_async.verifier.minilean import prelude
+from fd_async.verifier.minilean import known, prelude
 from fd_async.verifier.minilean import syntax as s
 from fd_async.verifier.minilean.errors import LeanError, Unsupported
 from fd_async.verifier.minilean.expr import App, Const, Expr, FVar, MVar, Pi, app, head_name, occurs
@@ -16,24 +16,6 @@ if TYPE_CHECKING:
     from fd_async.verifier.minilean.elaborator import Elaborator
 
 _PROJECTIONS = {("And", "1"): "And.left", ("And", "2"): "And.right", ("Iff", "1"): "Iff.mp", ("Iff", "2"): "Iff.mpr"}
-_KNOWN_NAMESPACES = {"Nat", "Int", "And", "Or", "Iff", "Not", "Eq", "Ne", "Exists", "True", "False", "Classical",
-                     "Decidable", "List", "Bool", "Function", "HEq", "Fin", "Option", "Prod", "Sum", "String",
-                     "Set", "Finset", "Real", "Lean", "Std", "Trans", "Subtype", "Or", "Sub", "Add"}  # fmt: skip
-_KNOWN_NAMES = {
-    "dite", "ite", "cast", "congr", "congrFun", "funext", "inferInstance", "decide", "of_decide_eq_true", "not_not",
-    "eq_comm", "ne_comm", "or_iff_not_imp_left", "imp_self", "and_self", "or_self", "not_true", "true_and", "and_true",
-    "false_or", "or_false", "not_forall", "not_exists", "by_contra", "by_contradiction", "le_refl", "le_trans", "lt_irrefl",
-    "add_comm", "mul_comm", "add_assoc", "le_of_lt", "lt_of_lt_of_le", "eq_self_iff_true", "iff_self", "and_iff_left",
-    "and_iff_right", "or_iff_left", "or_iff_right", "imp_and", "forall_and", "exists_or", "iff_iff_implies_and_implies",
-    "imp_not_comm", "not_not_not", "and_not_self", "not_and_self", "iff_not_self", "not_iff_self", "em", "HEq", "max",
-    "min", "compl", "lt_of_le_of_lt", "le_antisymm", "lt_of_not_ge", "not_lt", "not_le", "le_of_eq", "ne_of_lt", "iff_def",
-    "ne_of_gt", "Bool", "List", "Fin", "String", "Float", "Rat", "Real", "Set", "Sub", "Add", "Decidable", "Type",
-    "Option", "Unit", "Empty", "Char", "Array", "Function", "Subtype", "Nonempty", "Inhabited", "And", "xor", "Xor", "true",
-    "false", "Nat.zero", "proof_irrel", "proofIrrel", "iff_true", "true_iff", "iff_false", "false_iff", "ne_eq", "eq_self",
-    "not_iff", "not_iff_not", "exists_prop", "forall_const", "exists_imp", "iff_self_iff", "not_true_eq_false", "eq_true",
-    "eq_false", "of_eq_true", "eq_of_heq", "heq_of_eq", "flip", "Function.comp", "letFun", "optParam", "HAdd", "Eq", "Iff",
-}  # fmt: skip
-"""Names that real Lean or Mathlib knows and minilean does not: refused as unsupported, not as unknown."""
 
 
 class Given(Struct, frozen=True):
@@ -100,14 +82,20 @@ class Applications:
     def resolve(self: Elaborator, ident: s.Ident) -> tuple[Expr, list[str]]:
         """A name as a local or a constant, with the rest of a dotted name as fields."""
         parts = ident.name.split(".")
-        for local in reversed(self.context):
+        rooted = parts[0] == "_root_"
+        if rooted:
+            parts = parts[1:]
+        for local in () if rooted else reversed(self.context):
             if local.accessible and local.name == parts[0]:
                 return FVar(local.uid), parts[1:]
         for length in range(len(parts), 0, -1):
             name = ".".join(parts[:length])
+            rest = parts[length:]
+            if rest and name in prelude.NAMEABLE_BASE:
+                break  # `Nat.foo`: a constant that we do not know, not a field of the type `Nat`
             if name in self.user_names or prelude.is_nameable(name):
-                return Const(name), parts[length:]
-        if parts[0] in _KNOWN_NAMESPACES and len(parts) > 1 or ident.name in _KNOWN_NAMES or parts[0] == "_root_":
+                return Const(name), rest
+        if known.is_known_name(".".join(parts)):
             raise Unsupported(f"constant `{ident.name}`", ident.span)
         raise LeanError(f"Unknown identifier `{ident.name}`", ident.span)
 

@@ -8,7 +8,7 @@ import re
 from lark import Token
 from msgspec import Struct
 
-from fd_async.verifier.minilean import prelude
+from fd_async.verifier.minilean import known, prelude
 from fd_async.verifier.minilean import syntax as s
 from fd_async.verifier.minilean.elaborator import Elaborator
 from fd_async.verifier.minilean.errors import RECURSION, Budget, LeanError, OutOfSteps, Unsupported
@@ -151,7 +151,7 @@ class Runner:
         name = command.name
         if not name:
             return
-        if name in self.environment.theorems or prelude.is_nameable(name) or name in prelude.core_names():
+        if name in self.environment.theorems or prelude.is_nameable(name) or name in known.core_names():
             raise LeanError(f"`{name}` has already been declared", command.name_span)
         if "." in name:
             raise Unsupported("a theorem name with a dot", command.name_span)
@@ -212,7 +212,7 @@ class Runner:
     # ---------------------------------------------------------------- other commands
 
     def _print_axioms(self, command: s.SimpleCommand) -> None:
-        name = command.words[0]
+        name = command.words[0].removeprefix("_root_.")
         if name not in self.environment.theorems and not prelude.is_nameable(name):
             raise LeanError(f"Unknown constant `{name}`", command.word_span)
         axioms = self._axioms_of(name)

@@ -12,7 +12,6 @@ from fd_async.verifier.minilean.errors import Budget
 from fd_async.verifier.minilean.expr import INT, NAT, PROP, TYPE, Expr, FVar, Pi, arrow, fresh_uid
 from fd_async.verifier.minilean.kernel import STANDARD_AXIOMS
 
-RESERVED_ROOT_NAMES = frozenset({"sorryAx", "Quot", "Classical", "Decidable", "Bool", "List", "Function", "Nat", "Int"})
 _ELIMINATORS = """
 #And.elim {a b c : Prop} (h : a ∧ b) (f : a → b → c) : c
 #Iff.elim {a b c : Prop} (h : a ↔ b) (f : (a → b) → (b → a) → c) : c
@@ -90,10 +89,3 @@ def axioms_of(name: str) -> frozenset[str]:
     """Axioms that a prelude constant is reported to depend on."""
     entry = _table().get(name)
     return entry[1] if entry is not None else frozenset()
-
-
-@functools.cache
-def core_names() -> frozenset[str]:
-    """Undotted names that core Lean declares already, so that a theorem may not take them."""
-    text = resources.files(__package__).joinpath("core_names.txt").read_text(encoding="utf-8")
-    return frozenset(text.split()) | RESERVED_ROOT_NAMES

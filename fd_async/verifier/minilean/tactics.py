@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fd_async.verifier.minilean import known
 from fd_async.verifier.minilean import syntax as s
 from fd_async.verifier.minilean.arith_tactics import ArithmeticTactics
 from fd_async.verifier.minilean.basic_tactics import BasicTactics
@@ -10,16 +11,6 @@ from fd_async.verifier.minilean.errors import LeanError, OutOfSteps, Unsupported
 from fd_async.verifier.minilean.goals import GoalState
 
 MAX_REPEATS = 100
-UNSUPPORTED_TACTICS = set(
-    "simp simp_all simpa simp_arith dsimp rw rwa rewrite erw norm_num linarith nlinarith ring ring_nf field_simp positivity "
-    "tauto aesop grind induction induction' cases' split by_contra by_contra! push_neg contrapose contrapose! ext funext "
-    "exact? apply? rw? show_term conv calc unfold delta subst_vars injection injections generalize change nomatch nofun "
-    "exact_mod_cast norm_cast push_cast zify native_decide bv_decide ac_rfl use existsi symm trans exists iterate stop "
-    "apply_assumption solve_by_elim infer_instance fail checkpoint save sleep trace dbg_trace set pick_goal swap rotate_left "
-    "rotate_right match let lift wlog choose abel omega_nat gcongr bound decide! fin_cases interval_cases haveI letI refine' "
-    "apply_fun congr congr' classical absurd nlinarith! polyrith slim_check itauto finish hint rcongr apply_rules assumption' "
-    "exacts unhygienic with_reducible any_goals' false_or_by_contra simp? cc and_intros intro! replace".split()
-)
 
 
 class Tactics(BasicTactics, CaseTactics, ArithmeticTactics, GoalState):
@@ -100,7 +91,7 @@ class Tactics(BasicTactics, CaseTactics, ArithmeticTactics, GoalState):
                 self._then(tactic)
 
     def _unknown(self, name: str, span: s.Span) -> LeanError:
-        if name in UNSUPPORTED_TACTICS or name.rstrip("?!'") in UNSUPPORTED_TACTICS:
+        if known.is_known_tactic(name):
             return Unsupported(f"tactic `{name}`", span)
         return LeanError("<input>:1:1: unknown tactic", (span[0], span[0] + len(name)))
 
