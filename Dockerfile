@@ -33,6 +33,7 @@ COPY --from=python /opt/venv /opt/venv
 COPY --from=lean /opt/elan /opt/elan
 COPY --chown=fd:fd . /app
 COPY --from=lean --chown=fd:fd /app/lean/.lake /app/lean/.lake
+COPY --from=lean --chown=fd:fd /app/lean/lake-manifest.json /app/lean/lake-manifest.json
 WORKDIR /app
 RUN install -d -o fd -g fd runs data
 USER fd
