@@ -21,7 +21,7 @@ import anyio
 import anyio.to_thread
 
 from fd_async.config.schema import RolloutTable
-from fd_async.errors import AlignmentError, VerifierError
+from fd_async.errors import AlignmentError, EngineDied, EngineError, PushFailed, VerifierError
 from fd_async.policy.engine import Engine
 from fd_async.rendering import Renderer
 from fd_async.types import Completion, EndReason, Rollout, Ticket, ToolResult, Turn, Verdict, VersionSpan
@@ -73,6 +73,21 @@ class _Transcript:
         )
 
 
+class _End:
+    """How an attempt ended; until then as one that never wrote a file."""
+
+    def __init__(self) -> None:
+        self.reason: EndReason = "failed"
+        self.failure = ""
+        self.verdict = Verdict(kind="missing", reason="no file was written")
+        self.file = ""
+
+    def fail(self, failure: str, reason: str) -> None:
+        """End by a cause that says nothing about the proof."""
+        self.reason, self.failure = "failed", failure
+        self.verdict = Verdict(kind="infrastructure", reason=reason)
+
+
 class RolloutRunner:
     """Runs attempts; holds what they share. Safe to call from many tasks at once."""
 
@@ -97,42 +112,25 @@ class RolloutRunner:
         """Run one attempt to its end and return its record.
 
         Raises:
-            EngineError: the engine died; nothing about this attempt is recorded.
+            EngineError: the engine died or its weights are in doubt; nothing about this attempt is recorded.
         """
-        transcript = _Transcript()
+        transcript, end = _Transcript(), _End()
         prompt_ids = await anyio.to_thread.run_sync(self._renderer.student_prompt, ticket.statement)
         started = time.monotonic()
-        failure = ""
-        end_reason: EndReason = "failed"
-        verdict = Verdict(kind="missing", reason="no file was written")
         if len(prompt_ids) > self._config.max_prompt_tokens:
-            failure = "prompt_too_long"
+            limit = f"rollout.max_prompt_tokens = {self._config.max_prompt_tokens}"
+            end.fail("prompt_too_long", f"the prompt has {len(prompt_ids)} tokens, {limit}")
         else:
-            folder = Path(await anyio.to_thread.run_sync(lambda: tempfile.mkdtemp(dir=self._scratch)))
             try:
-                toolbox = Toolbox(
-                    folder=folder,
-                    statement=ticket.statement,
-                    verifier=self._verifier,
-                    search=self._search,
-                    output_chars=self._config.tool_output_chars,
-                )
-                with anyio.fail_after(self._config.timeout_s):
-                    end_reason = await self._converse(ticket, prompt_ids, transcript, toolbox, temperature, on_stage)
-                    on_stage("tools")
-                    verdict = await toolbox.final_verdict()
-                if verdict.is_proved:
-                    end_reason = "solved"
-                if verdict.is_infrastructure or end_reason == "failed":
-                    end_reason, failure = "failed", "infrastructure"
+                await self._attempt(ticket, prompt_ids, transcript, end, temperature, on_stage)
             except TimeoutError:
-                end_reason, failure = "failed", "timeout"
-            except VerifierError as error:
-                end_reason, failure = "failed", "infrastructure"
-                verdict = Verdict(kind="infrastructure", reason=str(error))
-            finally:
-                with anyio.CancelScope(shield=True):
-                    await anyio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
+                end.fail("timeout", f"not done within rollout.timeout_s = {self._config.timeout_s:g} s")
+            except (EngineDied, PushFailed):
+                raise
+            except EngineError as error:
+                end.fail("engine", str(error))
+            except (VerifierError, OSError) as error:
+                end.fail("infrastructure", str(error))
         return Rollout(
             id=ticket.id,
             ordinal=ticket.ordinal,
@@ -146,13 +144,49 @@ class RolloutRunner:
             logprobs=transcript.logprobs,
             spans=transcript.spans,
             turns=transcript.turns,
-            verdict=verdict,
-            end_reason=end_reason,
-            failure=failure,
+            verdict=end.verdict,
+            end_reason=end.reason,
+            failure=end.failure,
+            final_file=end.file,
             seconds=time.monotonic() - started,
             generate_s=sum(turn.seconds for turn in transcript.turns if turn.role == "assistant"),
             tool_s=sum(turn.seconds for turn in transcript.turns if turn.role == "tool"),
         )
+
+    async def _attempt(
+        self,
+        ticket: Ticket,
+        prompt_ids: list[int],
+        transcript: _Transcript,
+        end: _End,
+        temperature: float,
+        on_stage: StageListener,
+    ) -> None:
+        """Converse and judge in a folder of its own, inside the attempt's deadline."""
+        folder = Path(await anyio.to_thread.run_sync(lambda: tempfile.mkdtemp(dir=self._scratch)))
+        try:
+            toolbox = Toolbox(
+                folder=folder,
+                statement=ticket.statement,
+                verifier=self._verifier,
+                search=self._search,
+                output_chars=self._config.tool_output_chars,
+            )
+            with anyio.fail_after(self._config.timeout_s):
+                end.reason, verdict = await self._converse(
+                    ticket, prompt_ids, transcript, toolbox, temperature, on_stage
+                )
+                if verdict is None:
+                    on_stage("tools")
+                    verdict = await toolbox.final_verdict()
+            end.verdict, end.file = verdict, toolbox.last_judged
+            if verdict.is_proved:
+                end.reason = "solved"
+            elif verdict.is_infrastructure:
+                end.fail("infrastructure", verdict.reason)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
 
     async def _converse(
         self,
@@ -162,13 +196,13 @@ class RolloutRunner:
         toolbox: Toolbox,
         temperature: float,
         on_stage: StageListener,
-    ) -> EndReason:
-        """Alternate generation and tools until something ends the attempt."""
+    ) -> tuple[EndReason, Verdict | None]:
+        """Alternate generation and tools until something ends the attempt; return the verdict if a check ended it."""
         config, renderer = self._config, self._renderer
         for turn in range(config.max_turns):
             budget = config.max_response_tokens - len(transcript.ids)
             if budget <= 0:
-                return "token_budget"
+                return "token_budget", None
             on_stage("generating")
             started = time.monotonic()
             completion = await self._engine.generate(
@@ -178,13 +212,15 @@ class RolloutRunner:
                 top_p=config.top_p if ticket.purpose == "train" else 1.0,
                 request_id=f"{ticket.id}-t{turn}",
             )
-            text = renderer.decode(completion.token_ids)
+            if completion.finish_reason == "abort":
+                raise EngineError(f"the engine gave up {ticket.id} in turn {turn}")
+            text = await anyio.to_thread.run_sync(renderer.decode, completion.token_ids)
             transcript.append_completion(completion, text, time.monotonic() - started)
             if completion.finish_reason == "length":
-                return "token_budget"
+                return "token_budget", None
             calls = renderer.parse_tool_calls(text)
             if not calls:
-                return "stopped"
+                return "stopped", None
             on_stage("tools")
             results = []
             for call in calls:
@@ -193,7 +229,7 @@ class RolloutRunner:
                 if result.verdict is not None and (result.verdict.is_proved or result.verdict.is_infrastructure):
                     for name, earlier in results:
                         transcript.append_tool([], name, earlier)
-                    return "solved" if result.verdict.is_proved else "failed"
+                    return ("solved" if result.verdict.is_proved else "failed"), result.verdict
             closed = completion.token_ids[-1] in renderer.stop_token_ids
             ids = await anyio.to_thread.run_sync(
                 lambda results=results, closed=closed: renderer.tool_result_ids(
@@ -202,4 +238,4 @@ class RolloutRunner:
             )
             for index, (name, result) in enumerate(results):  # one block of ids answers all calls of the turn
                 transcript.append_tool(ids if index == 0 else [], name, result)
-        return "turn_budget"
+        return "turn_budget", None

@@ -43,6 +43,8 @@ class Toolbox:
         self._last_written: str | None = None
         self.last_output = ""
         """Compiler output of the newest check, for feedback made of it."""
+        self.last_judged = ""
+        """The file that the newest verdict is about."""
 
     async def call(self, call: ToolCall) -> ToolResult:
         """Run one call; whatever is wrong with it is told to the model.
@@ -104,6 +106,7 @@ class Toolbox:
         return ToolResult(text=verdict.output or f"error: {verdict.reason}", ok=False, verdict=verdict)
 
     async def _judge(self, code: str) -> Verdict:
+        self.last_judged = code
         verdict = await self._verifier.check(code, self._statement)
         if not verdict.is_infrastructure:
             self.last_output = verdict.output
