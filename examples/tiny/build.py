@@ -27,7 +27,7 @@ from fd_async.types import Statement
 from fd_async.verifier.schemas import TOOL_SCHEMAS
 
 MODEL = Path(__file__).parent / "model"
-STEPS = 2000
+STEPS = 1300
 BATCH = 32
 LEARNING_RATE = 3e-3
 IGNORED = -100

@@ -37,6 +37,11 @@ def worked_example(statement: str, recipe: str) -> str:
     return f"{EXAMPLE}{statement} by {recipe}"
 
 
+def compiler_feedback(output: str) -> str:
+    """Spell compiler output the way the `lean_output` provider does."""
+    return f"The following is feedback from your unsuccessful earlier attempt: {output}"
+
+
 def critique(recipe: str, other: str, rng: random.Random) -> str:
     """Write one to three numbered orders that name the recipe, in the manner of a tutor.
 
