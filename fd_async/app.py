@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import shutil
 import tempfile
+import tomllib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -22,12 +23,12 @@ from fd_async.config.load import dump_toml
 from fd_async.config.schema import FeedbackTable, RunConfig
 from fd_async.data.ledger import open_ledger
 from fd_async.data.statements import StatementOrder, limit_by_hash, read_statements
-from fd_async.errors import CheckpointError, FeedbackRejected, PreflightError
+from fd_async.errors import CheckpointError, ConfigError, FeedbackRejected, PreflightError
 from fd_async.evaluation import SuiteResult, evaluate_suite
 from fd_async.feedback.provider import GenerateText, TextAnswer, open_provider
 from fd_async.learner.checkpoints import check_model_folder, model_folder
 from fd_async.learner.client import start_learner
-from fd_async.pipeline.checkpoints import find_checkpoint, forget_after, read_manifest, resolve_init_from
+from fd_async.pipeline.checkpoints import find_checkpoint, forget_after, list_folders, read_manifest, resolve_init_from
 from fd_async.pipeline.controller import Controller
 from fd_async.pipeline.state import Parts, RunState
 from fd_async.policy.engine import Engine
@@ -36,7 +37,7 @@ from fd_async.rendering import Renderer
 from fd_async.rollouts import RolloutRunner
 from fd_async.telemetry.logs import setup_logging
 from fd_async.telemetry.progress import Progress, is_live, make_progress
-from fd_async.telemetry.sinks import MetricsFile
+from fd_async.telemetry.sinks import MetricsFile, replace_file
 from fd_async.types import Rollout, Statement
 from fd_async.verifier.schemas import TOOL_SCHEMAS
 from fd_async.verifier.search import open_search
@@ -84,21 +85,30 @@ async def run_experiment(
     for folder in ("logs", "checkpoints"):
         (run_dir / folder).mkdir(parents=True, exist_ok=True)
     setup_logging(run_dir, config.telemetry.log_level, live=is_live(config.telemetry.console))
-    text = dump_toml(config)
-    (run_dir / "config.toml").write_text(text)
-    config_hash = hashlib.sha256(text.encode()).hexdigest()[:16]
     checkpoint = _checkpoint_to_resume(run_dir, resume)
     step = read_manifest(checkpoint).step if checkpoint else 0
+    if step > config.run.max_steps:
+        raise ConfigError(
+            f"run.max_steps = {config.run.max_steps} lies before step {step} of {checkpoint}: raise it, "
+            f"or go back with --resume STEP"
+        )
+    text = dump_toml(config)
+    changes = await anyio.to_thread.run_sync(_keep_config, run_dir / "config.toml", text)
+    config_hash = hashlib.sha256(text.encode()).hexdigest()[:16]
     if config.model.init_from:
         config = _with_init_from(config)
     train = limit_by_hash(read_statements(Path(config.data.train)), config.data.max_train)
     suites = read_suites(config)
     progress = make_progress(config.telemetry.console, run=run_dir.name)
     try:
+        if changes and resume is not None and resume is not False:
+            progress.message(f"changed since the run was started: {', '.join(changes)}")
         async with AsyncExitStack() as stack:
             state = RunState(config, step)
-            parts = await _open_parts(stack, config, run_dir, checkpoint, step, train, suites, progress, engine)
-            forget_after(run_dir / "checkpoints", step)
+            parts = await _open_parts(stack, config, run_dir, checkpoint, train, suites, progress, engine)
+            # In this order: a kill in between leaves a checkpoint whose batches the ledger still has.
+            await anyio.to_thread.run_sync(forget_after, run_dir / "checkpoints", step)
+            await anyio.to_thread.run_sync(parts.ledger.rewind, step)
             metrics = MetricsFile(run_dir / "metrics.jsonl")
             await metrics.open(resume_step=step if resume is not None and resume is not False else None)
             stack.push_async_callback(metrics.aclose)
@@ -116,7 +126,6 @@ async def _open_parts(
     config: RunConfig,
     run_dir: Path,
     checkpoint: Path | None,
-    step: int,
     train: Sequence[Statement],
     suites: dict[str, list[Statement]],
     progress: Progress,
@@ -125,7 +134,6 @@ async def _open_parts(
     """Open every part; the stack closes them."""
     renderer = await anyio.to_thread.run_sync(load_renderer, config)
     ledger = await stack.enter_async_context(open_ledger(run_dir / "ledger.db"))
-    ledger.rewind(step)
     verifier = await stack.enter_async_context(
         open_verifier(config.verifier, output_chars=config.rollout.tool_output_chars)
     )
@@ -233,9 +241,25 @@ def _checkpoint_to_resume(run_dir: Path, resume: int | bool | None) -> Path | No
     try:
         return find_checkpoint(run_dir / "checkpoints", None if resume is True else int(resume))
     except CheckpointError:
-        if resume is True:
+        if resume is True and not list_folders(run_dir / "checkpoints"):
             return None
         raise
+
+
+def _keep_config(path: Path, text: str) -> list[str]:
+    """Write the resolved configuration; return the keys whose values differ from what the folder had before.
+
+    The earlier one stays beside it, as `config.before.toml`, when they differ.
+    """
+    old = path.read_text(encoding="utf-8") if path.is_file() else text
+    if old != text:
+        replace_file(path.with_name("config.before.toml"), old.encode())
+    replace_file(path, text.encode())
+    before, now = (
+        {(table, key): value for table, keys in tomllib.loads(toml).items() for key, value in keys.items()}
+        for toml in (old, text)
+    )
+    return sorted(".".join(key) for key in before.keys() | now.keys() if before.get(key) != now.get(key))
 
 
 def _with_init_from(config: RunConfig) -> RunConfig:

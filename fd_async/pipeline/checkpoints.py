@@ -56,10 +56,15 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
+def list_folders(root: Path) -> list[Path]:
+    """Return the folders that bear the name of a checkpoint, complete or damaged."""
+    return sorted(root.glob("step_*"))
+
+
 def list_checkpoints(root: Path) -> dict[int, Path]:
     """Return step -> folder of every complete checkpoint under `root`, oldest first."""
     found: dict[int, Path] = {}
-    for folder in sorted(root.glob("step_*")):
+    for folder in list_folders(root):
         try:
             found[read_manifest(folder).step] = folder
         except CheckpointError:
@@ -79,7 +84,8 @@ def find_checkpoint(root: Path, step: int | None = None) -> Path:
         return folder
     found = list_checkpoints(root)
     if not found:
-        raise CheckpointError(f"{root}: holds no complete checkpoint")
+        damaged = ", ".join(folder.name for folder in list_folders(root))
+        raise CheckpointError(f"{root}: holds no complete checkpoint" + (f"; damaged: {damaged}" if damaged else ""))
     return found[max(found)]
 
 
