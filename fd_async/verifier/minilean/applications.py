@@ -117,10 +117,7 @@ class Applications:
             if isinstance(of, MVar):
                 raise Unsupported("a projection of something whose type is not known here", span)
             head = head_name(of)
-            if name.isdigit():
-                constant = _PROJECTIONS.get((head or "", name))
-            else:
-                constant = f"{head}.{name}" if head else None
+            constant = _PROJECTIONS.get((head or "", name)) if name.isdigit() else f"{head}.{name}"
             if constant is not None and prelude.is_nameable(constant):
                 position = self._self_position(constant, head or "")
                 if position is not None:

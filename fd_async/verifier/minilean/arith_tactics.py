@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from fd_async.verifier.minilean import arith
 from fd_async.verifier.minilean import syntax as s
-from fd_async.verifier.minilean.basic_tactics import need_no_term
 from fd_async.verifier.minilean.errors import LeanError, Unsupported
-from fd_async.verifier.minilean.expr import Decided, Expr, FVar, Pi, app, free_vars, head_name, spine
+from fd_async.verifier.minilean.expr import Decided, Expr, FVar, Pi, alpha_equal, app, free_vars, head_name, spine
+from fd_async.verifier.minilean.goal_tactics import need_no_term
 from fd_async.verifier.minilean.reduce import value_of
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class ArithmeticTactics:
         need_no_term("rfl", term)
         _, goal = self.main()
         of = self.meta.whnf(goal.type, reducible_only=True)
-        head, args = spine(of)
+        _, args = spine(of)
         if self.meta.holes(of):
             raise Unsupported("`rfl` before everything in the goal is known")
         if head_name(of) == "Eq":
@@ -86,10 +86,10 @@ class ArithmeticTactics:
                 f"{self.elab.show(args[2])}\n\n{self.text(self.goals[0])}"
             )
         if head_name(of) == "Iff":
-            if self.meta.unify(args[0], args[1]):
+            if alpha_equal(self.meta.instantiate(args[0]), self.meta.instantiate(args[1])):
                 self.close(app("Iff.refl", args[0]))
                 return
-            raise self.failed("rfl", "The sides are not definitionally equal")
+            raise Unsupported("`rfl` for these propositions")
         if head_name(of) in ("LE.Nat", "LE.Int"):
             raise Unsupported("`rfl` for `≤`")
         raise self.failed("rfl", "Expected the goal to be a binary relation")

@@ -220,7 +220,7 @@ class CaseTactics:
 
     def _name_value(self: Tactics, value: Expr, name: str) -> None:
         """Give a name to a term: rename a local, or add a hypothesis."""
-        uid, goal = self.main()
+        _, goal = self.main()
         if isinstance(value, FVar) and any(local.uid == value.uid for local in goal.context):
             context: Context = tuple(
                 Local(local.uid, name if name != "_" else local.name, local.type, name != "_")
@@ -256,7 +256,6 @@ class CaseTactics:
 
     def _substitute(self: Tactics, value: Expr) -> None:
         """Replace the variable of an equation `x = e` or `e = x` everywhere; the right side is tried first."""
-        _, goal = self.main()
         of, left, right = spine(self.meta.whnf_core(self.meta.instantiate(self.meta.infer(value))))[1]
         if not isinstance(value, FVar):
             raise Unsupported("substituting with a term that is no hypothesis")

@@ -22,11 +22,13 @@ from fd_async.verifier.minilean.statements import check_statement, close_over, e
 from fd_async.verifier.minilean.tactics import Tactics
 
 MAX_CHARS = 200_000
+COMMAND_COST = 100
 NAMESPACES = {"Nat", "Int", "Classical"}
 BOOLEAN_OPTIONS = {"autoImplicit", "relaxedAutoImplicit", "pp.all", "pp.universes", "pp.explicit", "pp.proofs",
                    "pp.unicode.fun", "pp.fvars.anonymous", "linter.all", "linter.unusedVariables",
                    "linter.unusedVariables.funArgs"}  # fmt: skip
-NUMBER_OPTIONS = {"maxHeartbeats", "maxRecDepth", "synthInstance.maxHeartbeats"}
+NUMBER_OPTIONS = {"maxHeartbeats": 200_000, "maxRecDepth": 512}
+"""Options with their defaults; a lower limit could make Lean refuse what minilean accepts."""
 IMPORTABLE = {"Init", "Lean", "Std"}
 
 
@@ -102,6 +104,11 @@ class Runner:
 
     def _command(self, tokens: list[Token]) -> None:
         span = (tokens[0].start_pos or 0, tokens[0].end_pos or 0)
+        try:
+            self.budget.tick(COMMAND_COST)
+        except OutOfSteps as error:
+            self._error(error, span)
+            return
         if [token.type for token in tokens] == ["MODULE_DOC"]:
             return
         if tokens[0].type not in ("THEOREM", "EXAMPLE", "OPEN", "SET_OPTION", "HASH", "DOC"):
@@ -232,7 +239,12 @@ class Runner:
 
     def _set_option(self, command: s.SimpleCommand) -> None:
         name, value = command.words
-        fits = value in ("true", "false") if name in BOOLEAN_OPTIONS else name in NUMBER_OPTIONS and value.isdigit()
+        if name in BOOLEAN_OPTIONS:
+            fits = value in ("true", "false")
+        else:
+            unlimited = (name, value) == ("maxHeartbeats", "0")
+            enough = value.isdigit() and int(value) >= NUMBER_OPTIONS.get(name, 0)
+            fits = name in NUMBER_OPTIONS and (enough or unlimited)
         if not fits:
             raise Unsupported(f"`set_option {name} {value}`", command.word_span)
 

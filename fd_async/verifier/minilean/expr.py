@@ -160,18 +160,37 @@ def walk(expr: Expr) -> Iterator[Expr]:
         stack.extend(children(node))
 
 
-def free_vars(expr: Expr) -> set[int]:
+def free_vars(expr: Expr) -> frozenset[int]:
     """uids of the free local variables."""
-    match expr:
-        case FVar(uid):
-            return {uid}
-        case Lam() | Pi():
-            return free_vars(expr.type) | (free_vars(expr.body) - {expr.uid})
-        case _:
-            found: set[int] = set()
-            for child in children(expr):
-                found |= free_vars(child)
-            return found
+    memo: dict[int, frozenset[int]] = {}
+
+    def go(node: Expr) -> frozenset[int]:
+        found = memo.get(id(node))
+        if found is None:
+            match node:
+                case FVar(uid):
+                    found = frozenset({uid})
+                case Lam() | Pi():
+                    found = go(node.type) | (go(node.body) - {node.uid})
+                case _:
+                    found = frozenset().union(*(go(child) for child in children(node)))
+            memo[id(node)] = found
+        return found
+
+    return go(expr)
+
+
+def tree_size(expr: Expr) -> int:
+    """Number of nodes when shared subterms count each time; cheap even where that is astronomic."""
+    memo: dict[int, int] = {}
+
+    def go(node: Expr) -> int:
+        size = memo.get(id(node))
+        if size is None:
+            size = memo[id(node)] = 1 + sum(go(child) for child in children(node))
+        return size
+
+    return go(expr)
 
 
 def occurs(uid: int, expr: Expr) -> bool:
@@ -236,24 +255,37 @@ def refresh(expr: Pi | Lam) -> Pi | Lam:
     return type(expr)(uid, expr.name, expr.type, substitute(expr.body, expr.uid, FVar(uid)), expr.implicit)
 
 
-def alpha_equal(left: Expr, right: Expr, bound: dict[int, int] | None = None) -> bool:
-    """Equality up to names and kinds of binders."""
-    if left is right and not bound:
-        return True
-    if type(left) is not type(right):
-        return False
-    bound = bound or {}
-    match left, right:
-        case FVar(a), FVar(b):
-            return bound.get(a, a) == b and (a in bound or b not in bound.values())
-        case (App(), App()) | (Decided(), Decided()) | (SorryProof(), SorryProof()):
-            if isinstance(left, Decided) and isinstance(right, Decided) and left.method != right.method:
-                return False
-            return all(alpha_equal(a, b, bound) for a, b in zip(children(left), children(right), strict=True))
-        case (Lam(), Lam()) | (Pi(), Pi()):
-            if not alpha_equal(left.type, right.type, bound):
-                return False
-            inner = {key: (-1 if value == right.uid else value) for key, value in bound.items()}
-            return alpha_equal(left.body, right.body, {**inner, left.uid: right.uid})
-        case _:
-            return left == right
+def alpha_equal(left: Expr, right: Expr) -> bool:
+    """Equality up to names and kinds of binders. Pairs that were found equal are not compared again."""
+    equal: set[tuple[int, int, int]] = set()
+    scopes: list[dict[int, int]] = []  # keeps them alive, so that their ids stay unique
+
+    def go(a: Expr, b: Expr, bound: dict[int, int]) -> bool:
+        if a is b and not bound:
+            return True
+        if type(a) is not type(b):
+            return False
+        key = (id(a), id(b), id(bound))
+        if key in equal:
+            return True
+        match a, b:
+            case FVar(x), FVar(y):
+                same = bound.get(x, x) == y and (x in bound or y not in bound.values())
+            case (Lam(), Lam()) | (Pi(), Pi()):
+                same = go(a.type, b.type, bound) and go(a.body, b.body, under(a.uid, b.uid, bound))
+            case (App(), App()) | (Decided(), Decided()) | (SorryProof(), SorryProof()):
+                tags = isinstance(a, Decided) and isinstance(b, Decided) and a.method != b.method
+                same = not tags and all(go(x, y, bound) for x, y in zip(children(a), children(b), strict=True))
+            case _:
+                same = a == b
+        if same:
+            equal.add(key)
+        return same
+
+    def under(x: int, y: int, bound: dict[int, int]) -> dict[int, int]:
+        inner = {key: (-1 if value == y else value) for key, value in bound.items()}
+        inner[x] = y
+        scopes.append(inner)
+        return inner
+
+    return go(left, right, {})

@@ -14,7 +14,6 @@ from fd_async.verifier.minilean.errors import Budget
 from fd_async.verifier.minilean.expr import (
     INT,
     NAT,
-    PROP,
     App,
     Const,
     Decided,
@@ -150,9 +149,9 @@ class Kernel:
     def is_defeq(self, left: Expr, right: Expr) -> bool:
         """Definitional equality of two terms of the same type; False when unsure."""
         self.budget.tick()
+        left, right = beta(left), beta(right)
         if alpha_equal(left, right):
             return True
-        left, right = beta(left), beta(right)
         if self._same_number(left, right) or self._same_structure(left, right):
             return True
         return self._after_unfolding(left, right)

@@ -20,6 +20,11 @@ def _lists() -> dict[str, frozenset[str]]:
     return {key: frozenset(words) for key, words in lists.items()}
 
 
+def words(key: str) -> frozenset[str]:
+    """One of the lists."""
+    return _lists()[key]
+
+
 def is_known_tactic(name: str) -> bool:
     """Whether Lean or Mathlib has this tactic."""
     tactics = _lists()["tactics"]

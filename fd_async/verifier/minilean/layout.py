@@ -99,7 +99,8 @@ class Layout:
                 if token.column == top.column:
                     if token.type not in ("BAR", "THEN") and token.type not in CLOSERS and not self.alts_next:
                         self.pattern = False
-                        self._insert("_SEP", token)
+                        if self.out[-1].type != "SEMI":
+                            self._insert("_SEP", token)
                     return
                 self._pop(token)
             else:

@@ -6,14 +6,22 @@ import re
 
 from lark import Token
 
+from fd_async.verifier.minilean import known
 from fd_async.verifier.minilean.errors import LeanError, Unsupported
 
 SYMBOLS = {
-    "<;>": "THEN", "<|": "PIPE", ":=": "ASSIGN", "=>": "DARROW", "↦": "DARROW", "->": "ARROW", "→": "ARROW",
+    "<;>": "THEN", "<|": "PIPE", ":=": "ASSIGN", "=>": "DARROW", "↦": "MAPSTO", "->": "ARROW", "→": "ARROW",
     "<->": "IFF", "↔": "IFF", "/\\": "AND", "∧": "AND", "\\/": "OR", "∨": "OR", "¬": "NOT", "∀": "FORALL",
     "∃": "EXISTS", "≤": "REL", "<=": "REL", "≥": "REL", ">=": "REL", "≠": "REL", "=": "REL", "<": "REL", ">": "REL",
     "+": "PLUS", "-": "MINUS", "*": "TIMES", "(": "LPAR", ")": "RPAR", "{": "LBRACE", "}": "RBRACE", "⟨": "LANGLE",
     "⟩": "RANGLE", ",": "COMMA", "|": "BAR", ";": "SEMI", "·": "CDOT", "@": "AT", ":": "COLON", "λ": "FUN",
+    # Tokens of Lean that are not of the fragment; without them `x<-y` would read as two operators.
+    "<-": "UNKNOWN", "<$>": "UNKNOWN", "<*>": "UNKNOWN", "<*": "UNKNOWN", "*>": "UNKNOWN", "<|>": "UNKNOWN",
+    ">>=": "UNKNOWN", ">>": "UNKNOWN", ">>>": "UNKNOWN", "<<<": "UNKNOWN", "||": "UNKNOWN", "|||": "UNKNOWN",
+    "==": "UNKNOWN", "!=": "UNKNOWN", "++": "UNKNOWN", "::": "UNKNOWN", "..": "UNKNOWN", "|>": "UNKNOWN",
+    "|>.": "UNKNOWN", "<&>": "UNKNOWN", "<=<": "UNKNOWN", ">=>": "UNKNOWN", "<~": "UNKNOWN", "<~>": "UNKNOWN",
+    "*.": "UNKNOWN", "=>.": "UNKNOWN", "{}": "UNKNOWN", "{{": "UNKNOWN", "}}": "UNKNOWN", "()": "UNKNOWN",
+    "(·": "UNKNOWN", "@&": "UNKNOWN", "-.": "UNKNOWN", "|-": "UNKNOWN", "->.": "UNKNOWN",
 }  # fmt: skip
 WORDS = {
     "theorem": "THEOREM", "example": "EXAMPLE", "open": "OPEN", "set_option": "SET_OPTION", "by": "BY", "fun": "FUN",
@@ -22,18 +30,6 @@ WORDS = {
     "rintro": "RINTRO", "first": "FIRST", "case": "CASE", "next": "NEXT", "try": "REPEATER", "repeat": "REPEATER",
     "all_goals": "REPEATER", "any_goals": "REPEATER", "by_cases": "BY_CASES", "_": "UNDERSCORE",
 }  # fmt: skip
-OTHER_COMMANDS = set(
-    "def abbrev axiom instance structure class inductive macro macro_rules notation infix infixl infixr prefix postfix "
-    "syntax elab elab_rules declare_syntax_cat attribute variable universe universes include omit export section "
-    "namespace end mutual private protected noncomputable partial unsafe opaque initialize builtin_initialize "
-    "run_cmd run_elab run_meta deriving local scoped import prelude constant nonrec public meta "
-    "add_decl_doc register_option grind_pattern simproc dsimproc binder_predicate".split()
-)
-KEYWORDS = set(
-    "at let if then else match do in where using generalizing renaming hiding extends mut return break continue for "
-    "unless while nomatch nofun calc Sort Type* assume this! finally catch termination_by decreasing_by unif_hint "
-    "unreachable! panic! assert! dbg_trace default_instance matches haveI letI fix suffices! admit! open_scoped".split()
-)
 COMMAND_TYPES = {"THEOREM", "EXAMPLE", "OPEN", "SET_OPTION", "HASH", "COMMAND", "DOC", "MODULE_DOC", "ATTRIBUTE"}
 
 _START = "A-Za-z_α-κμ-ωΑ-ΠΡ-Ωϐ-ϖℂℕℤℚℝℵ𝓐-𝔃"
@@ -87,7 +83,7 @@ def tokenize(text: str) -> list[Token]:
         if char == "\n":
             line, line_start, index = line + 1, index + 1, index + 1
             continue
-        if char in " \r":
+        if char == " " or text[index : index + 2] == "\r\n":
             index += 1
             continue
         match = _TOKEN.match(text, index)
@@ -127,9 +123,9 @@ def adjacent_to_number(before: list[Token], index: int) -> bool:
 def _word_kind(value: str) -> str:
     if value in WORDS:
         return WORDS[value]
-    if value in OTHER_COMMANDS:
+    if value in known.words("commands"):
         return "COMMAND"
-    if value in KEYWORDS or any(part in KEYWORDS or part in OTHER_COMMANDS for part in value.split(".")):
+    if any(part in known.words("keywords") or part in known.words("commands") for part in value.split(".")):
         return "KEYWORD"
     if any(WORDS.get(part, "KEYWORD") != "KEYWORD" for part in value.split(".")):
         return "KEYWORD"
@@ -141,7 +137,7 @@ def split_commands(tokens: list[Token]) -> list[list[Token]]:
     groups: list[list[Token]] = []
     for token in tokens:
         follows_doc = bool(groups) and [t.type for t in groups[-1]] == ["DOC"]
-        if token.type in COMMAND_TYPES and not follows_doc or not groups:
+        if (token.type in COMMAND_TYPES and not follows_doc) or not groups:
             groups.append([])
         groups[-1].append(token)
     return groups

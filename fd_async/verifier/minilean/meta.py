@@ -32,9 +32,12 @@ from fd_async.verifier.minilean.expr import (
     spine,
     substitute,
     transform,
+    tree_size,
     walk,
 )
 from fd_async.verifier.minilean.reduce import beta, definition_of, from_offset, nat_offset, unfold, value_of
+
+MAX_TERM = 20_000
 
 
 class Local(Struct, frozen=True):
@@ -86,7 +89,11 @@ class Meta:
     def instantiate(self, expr: Expr) -> Expr:
         """Replace filled holes, and beta-reduce where one was at the head."""
 
+        visited = 0
+
         def leaf(node: Expr) -> Expr | None:
+            nonlocal visited
+            visited += 1
             if isinstance(node, MVar):
                 value = self.values.get(node.uid)
                 return node if value is None else self.instantiate(value)
@@ -96,8 +103,9 @@ class Meta:
                     return beta(app(self.instantiate(head), *[self.instantiate(arg) for arg in args]))
             return None
 
-        self.budget.tick()
-        return transform(expr, leaf) if self.values else expr
+        result = transform(expr, leaf) if self.values else expr
+        self.budget.tick(1 + visited // 32)
+        return result
 
     def holes(self, expr: Expr) -> list[int]:
         """Unfilled holes in a term, each once, in no particular order."""
@@ -105,14 +113,12 @@ class Meta:
 
     def open(self, binder: Pi | Lam, value: Expr) -> Expr:
         """Body of a binder at a value. A hole below that may still mention the variable is refused."""
-        for node in walk(binder.body):
-            if isinstance(node, MVar) and node.uid in self.goals:
-                if any(local.uid == binder.uid for local in self.goals[node.uid].context):
-                    body = self.instantiate(binder.body)
-                    if any(isinstance(n, MVar) and self._sees(n.uid, binder.uid) for n in walk(body)):
-                        raise Unsupported("an unsolved placeholder under a binder")
-                    return substitute(body, binder.uid, value)
-        return substitute(binder.body, binder.uid, value)
+        body = binder.body
+        if any(isinstance(node, MVar) and self._sees(node.uid, binder.uid) for node in walk(body)):
+            body = self.instantiate(body)
+            if any(isinstance(node, MVar) and self._sees(node.uid, binder.uid) for node in walk(body)):
+                raise Unsupported("an unsolved placeholder under a binder")
+        return substitute(body, binder.uid, value)
 
     def _sees(self, hole: int, uid: int) -> bool:
         return any(local.uid == uid for local in self.goals[hole].context)
@@ -141,6 +147,8 @@ class Meta:
                 if not isinstance(fn_type, Pi):
                     raise Unsupported("an application whose function type is unclear")
                 return self.open(fn_type, arg)
+            case Lam(uid, name, domain, body, implicit) if uid in self.locals:
+                return Pi(uid, name, domain, self.infer(body), implicit)  # its own elaborated variable: no need to open
             case Lam() | Pi():
                 local = self.new_local(expr.name, expr.type)
                 body = self.infer(self.open(expr, FVar(local.uid)))
@@ -202,6 +210,10 @@ class Meta:
 
     def _fill(self, hole: MVar, value: Expr) -> bool:
         value = self.instantiate(value)
+        size = tree_size(value)
+        self.budget.tick(size // 16)
+        if size > MAX_TERM:
+            raise Unsupported("a term this large")
         goal = self.goals[hole.uid]
         if any(isinstance(node, MVar) and node.uid == hole.uid for node in walk(value)):
             return False

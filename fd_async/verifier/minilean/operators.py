@@ -53,10 +53,7 @@ class Operators:
             return self.elab_type(body if body is not None else term.body)  # type: ignore[union-attr]
         binder = binders[0]
         exists = isinstance(term, s.Quantified) and term.op == "EXISTS"
-        if binder.type is not None:
-            of = self.elab_type(binder.type)
-        else:
-            of = self.meta.new_hole(self.context, TYPE)
+        of = self.elab_type(binder.type) if binder.type is not None else self.meta.new_hole(self.context, TYPE)
         if exists and self.meta.whnf(self.meta.infer(of)) != TYPE:
             raise Unsupported("∃ over this type", binder.span)
         local = self.meta.new_local(binder.name, of)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib import resources
+from itertools import pairwise
 from typing import Any
 
 from lark import Lark, Token, Transformer
@@ -88,6 +89,9 @@ class _TermBuilder(Transformer):
         return s.Project(_span(*c), c[0], [part for f in c[1:] for part in str(f)[1:].split(".")])
 
     def application(self, c: list[Any]) -> s.Apply:
+        for before, after in pairwise(c):
+            if before.span[1] == after.span[0]:
+                raise LeanError("expected space", (after.span[0], after.span[0] + 1))
         return s.Apply(_span(*c), c[0], list(c[1:]))
 
     def binary(self, c: list[Any]) -> s.Binary:
@@ -226,11 +230,11 @@ class _Builder(_TermBuilder):
     def show_tactic(self, c: list[Any]) -> s.ShowTactic:
         return s.ShowTactic(_span(*c), c[1])
 
-    def show_from_tactic(self, c: list[Any]) -> s.Simple:
-        return s.Simple(_span(*c), "exact", self.show(c))
+    def show_from_tactic(self, c: list[Any]) -> s.Tactic:
+        raise Unsupported("tactic `show ... from`", _span(c[0]))
 
-    def show_by_tactic(self, c: list[Any]) -> s.Simple:
-        return s.Simple(_span(*c), "exact", self.show_by(c))
+    def show_by_tactic(self, c: list[Any]) -> s.Tactic:
+        raise Unsupported("tactic `show ... by`", _span(c[0]))
 
     def suffices_tactic(self, c: list[Any]) -> s.SufficesTactic:
         proof = self.by(c[4:]) if c[4].type == "BY" else c[5]
@@ -314,6 +318,11 @@ def _lark() -> Lark:
         grammar = resources.files(__package__).joinpath("grammar.lark").read_text(encoding="utf-8")
         _LARK = Lark(grammar, parser="lalr", lexer=_GivenTokens, start="command", maybe_placeholders=True)
     return _LARK
+
+
+def warm_up() -> None:
+    """Build the parser's tables before the first question."""
+    _lark()
 
 
 def parse_command(tokens: list[Token]) -> tuple[s.Command | None, LeanError | None]:

@@ -20,6 +20,7 @@ from fd_async.verifier.minilean.expr import (
 from fd_async.verifier.minilean.meta import Context, Meta
 
 MAX_CHARS = 4000
+MAX_NODES = 2000
 _INFIX = {
     "Iff": ("↔", 20, 21, 21), "Or": ("∨", 30, 31, 30), "And": ("∧", 35, 36, 35), "Eq": ("=", 50, 51, 51),
     "Ne": ("≠", 50, 51, 51), "LE": ("≤", 50, 51, 51), "LT": ("<", 50, 51, 51), "GE": ("≥", 50, 51, 51),
@@ -34,9 +35,13 @@ class Printer:
     def __init__(self, meta: Meta, context: Context = ()) -> None:
         self.meta = meta
         self.names = display_names(context)
+        self.left = MAX_NODES
 
     def term(self, expr: Expr, precedence: int = 0) -> str:
         """Print with parentheses where the surroundings bind tighter than the term."""
+        self.left -= 1
+        if self.left < 0:
+            return "⋯"
         text, own = self._term(self.meta.whnf_core(expr))
         return f"({text})" if own < precedence else text
 
@@ -67,9 +72,9 @@ class Printer:
         return binder.name
 
     def _pi(self, expr: Pi) -> tuple[str, int]:
-        if not occurs(expr.uid, self.meta.instantiate(expr.body)) and not expr.implicit:
-            if expr.name.endswith("✝") or self._is_prop(expr.type):
-                return f"{self.term(expr.type, 26)} → {self.term(expr.body, 25)}", 25
+        independent = not expr.implicit and not occurs(expr.uid, self.meta.instantiate(expr.body))
+        if independent and (expr.name.endswith("✝") or self._is_prop(expr.type)):
+            return f"{self.term(expr.type, 26)} → {self.term(expr.body, 25)}", 25
         opening, closing = ("{", "}") if expr.implicit else ("(", ")")
         domain = self.term(expr.type)
         return f"∀ {opening}{self._name(expr)} : {domain}{closing}, {self.term(expr.body)}", 0
@@ -81,11 +86,8 @@ class Printer:
         head, args = spine(expr)
         if isinstance(head, Const):
             name = head.name.split(".")[0]
-            if (
-                name in _INFIX
-                and len(args) == _ARITY.get(name, 2)
-                and head.name in _INFIX
-                or self._typed_operator(head)
+            if (name in _INFIX and len(args) == _ARITY.get(name, 2) and head.name in _INFIX) or self._typed_operator(
+                head
             ):
                 if name in _INFIX and len(args) >= 2:
                     symbol, own, left, right = _INFIX[name]

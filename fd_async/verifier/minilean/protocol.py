@@ -8,6 +8,7 @@ from typing import Any, TextIO
 
 from fd_async.verifier.minilean.commands import IMPORTABLE, Environment, Positions, Result, Runner, split_imports
 from fd_async.verifier.minilean.errors import UNSUPPORTED, LeanError
+from fd_async.verifier.minilean.parser import warm_up
 
 UNKNOWN_MODULE = (
     "unknown module prefix '{0}'\n\nNo directory '{0}' or file '{0}.olean' in the search path entries:\n"
@@ -119,6 +120,7 @@ def read_query(stream: TextIO) -> str | None:
 def serve(stdin: TextIO, stdout: TextIO, stderr: TextIO) -> int:
     """Answer queries until the end of input; returns the exit status."""
     repl = Repl()
+    warm_up()
     while (query := read_query(stdin)) is not None:
         if query.startswith(("#", "--")):
             continue

@@ -15,7 +15,7 @@ MAX_NUMERAL = 10**12
 
 
 class Definition(Struct, frozen=True):
-    """`unfold` maps all `arity` arguments to the body; a higher one is unfolded first; see Lean's definitional height."""
+    """`unfold` maps all `arity` arguments to the body; the one of greater height is unfolded first, as in Lean."""
 
     arity: int
     height: int

@@ -1,29 +1,30 @@
-"""Run tactic blocks: sequencing, focusing, error recovery. The tactics themselves are in `basic_tactics` and `case_tactics`."""
+"""Run tactic blocks: sequencing, focusing, error recovery. The tactics themselves are in the classes it is made of."""
 
 from __future__ import annotations
 
 from fd_async.verifier.minilean import known
 from fd_async.verifier.minilean import syntax as s
 from fd_async.verifier.minilean.arith_tactics import ArithmeticTactics
-from fd_async.verifier.minilean.basic_tactics import BasicTactics
 from fd_async.verifier.minilean.case_tactics import CaseTactics
-from fd_async.verifier.minilean.errors import LeanError, OutOfSteps, Unsupported
+from fd_async.verifier.minilean.errors import RECURSION, LeanError, OutOfSteps, Unsupported
+from fd_async.verifier.minilean.goal_tactics import GoalTactics
 from fd_async.verifier.minilean.goals import GoalState
+from fd_async.verifier.minilean.hypothesis_tactics import HypothesisTactics
 
 MAX_REPEATS = 100
 
 
-class Tactics(BasicTactics, CaseTactics, ArithmeticTactics, GoalState):
+class Tactics(GoalTactics, HypothesisTactics, CaseTactics, ArithmeticTactics, GoalState):
     """The tactic engine of one theorem."""
 
     def run_block(self, hole: int, by: s.By) -> None:
         """Solve a hole by a tactic block; errors are logged (or escape inside `try`)."""
-        saved_goals, saved_context = self.goals, self.elab.context
-        self.goals = [hole]
+        saved = (self.goals, self.elab.context, self.elab.new_goals)
+        self.goals, self.elab.new_goals = [hole], None
         try:
             self.run_to_end(by.block, by.span)
         finally:
-            self.goals, self.elab.context = saved_goals, saved_context
+            self.goals, self.elab.context, self.elab.new_goals = saved
 
     def run_to_end(self, block: s.Block, span: s.Span) -> None:
         """Run a block that must solve all current goals."""
@@ -93,7 +94,7 @@ class Tactics(BasicTactics, CaseTactics, ArithmeticTactics, GoalState):
     def _unknown(self, name: str, span: s.Span) -> LeanError:
         if known.is_known_tactic(name):
             return Unsupported(f"tactic `{name}`", span)
-        return LeanError("<input>:1:1: unknown tactic", (span[0], span[0] + len(name)))
+        return LeanError("unknown tactic", (span[0], span[0] + len(name)))
 
     # ---------------------------------------------------------------- structure
 
@@ -139,7 +140,9 @@ class Tactics(BasicTactics, CaseTactics, ArithmeticTactics, GoalState):
     def _repeat_once(self, block: s.Block) -> bool:
         before = list(self.goals)
         done = self.attempt(block)
-        return done and self.goals != before
+        if done and self.goals == before:
+            raise OutOfSteps(RECURSION)  # Lean would go on for ever
+        return done
 
     def attempt(self, block: s.Block) -> bool:
         """Run a block; undo everything when it fails."""

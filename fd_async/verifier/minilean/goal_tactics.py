@@ -13,10 +13,8 @@ from fd_async.verifier.minilean.expr import (
     Const,
     Expr,
     FVar,
-    Lam,
     MVar,
     Pi,
-    SorryProof,
     app,
     head_name,
     is_app_of,
@@ -38,13 +36,13 @@ def need_no_term(name: str, term: s.Term | None) -> None:
         raise LeanError("unexpected term; expected command", term.span)
 
 
-class BasicTactics:
+class GoalTactics:
     """Part of the engine: one `do_NAME` per tactic, given its argument."""
 
     def do_intro(self: Tactics, term: s.Term | None) -> None:
         """`intro a b`, `intro ⟨a, b⟩` for one pattern, or `intro` for an unnamed one."""
         if isinstance(term, s.Anonymous):
-            self.rintro([_as_pattern(term)])
+            self.rintro([as_pattern(term)])
             return
         names = names_of(term)
         if names is None:
@@ -120,9 +118,14 @@ class BasicTactics:
             if not fields:
                 self.apply_term(fn, "apply", self.elab.source(term.span))
                 return
-        if any(isinstance(node, s.Hole) and node.synthetic for node in [inner]):
-            raise Unsupported("`apply ?_`", term.span)
-        self.apply_term(self.elab.complete(term, None, keep=True), "apply", self.elab.source(term.span))
+        saved, self.elab.new_goals = self.elab.new_goals, []
+        try:
+            fn = self.elab.complete(term, None, keep=True)
+            if self.elab.new_goals:
+                raise Unsupported("`?_` in `apply`", term.span)
+        finally:
+            self.elab.new_goals = saved
+        self.apply_term(fn, "apply", self.elab.source(term.span))
 
     def apply_term(self: Tactics, fn: Expr, tactic: str, shown: str) -> None:
         """Apply a term to new goals; see Lean's `MVarId.apply` for how many."""
@@ -305,151 +308,11 @@ class BasicTactics:
         else:
             raise self.failed("trivial")
 
-    # ---------------------------------------------------------------- hypotheses
 
-    def have(self: Tactics, decl: s.HaveDecl) -> None:
-        """`have h : T := e`."""
-        self.main()
-        if decl.binders:
-            raise Unsupported("`have` with binders", decl.span)
-        of = None if decl.type is None else self.elab.complete(decl.type, None)
-        if of is not None:
-            self._check_type(of, decl)
-        value = self.elab.complete(decl.value, of)
-        of = of if of is not None else self.meta.instantiate(self.meta.infer(value))
-        if not self.meta.is_prop(of):
-            raise Unsupported("`have` of a value that is no proof", decl.span)
-        _, goal = self.main()
-        if decl.pattern is not None:
-            self.destructure_term(value, decl.pattern)
-            return
-        self.introduce(self.meta.new_local(decl.name, of), goal.type, value)
-
-    def _check_type(self: Tactics, of: Expr, decl: s.HaveDecl) -> None:
-        if not self.meta.is_prop(of):
-            shown = self.elab.show(of)
-            raise Unsupported(f"`have` of type {shown}, which is no proposition", decl.span)
-
-    def suffices(self: Tactics, tactic: s.SufficesTactic) -> None:
-        """`suffices h : T from e`: the goal becomes T."""
-        _, goal = self.main()
-        of = self.elab.complete(tactic.type, None)
-        if not self.meta.is_prop(of):
-            raise Unsupported("`suffices` of something that is no proposition", tactic.span)
-        local = self.meta.new_local(tactic.name, of)
-        with self.elab.within(local):
-            body = self.elab.complete(tactic.term, goal.type)
-        inner = self.new_goal(goal.context, of, goal.tag)
-        self.close(App(Lam(local.uid, local.name, of, body), inner), [inner.uid])
-
-    def show_goal(self: Tactics, of: s.Term) -> None:
-        """`show T`: the goal, written as T."""
-        _, goal = self.main()
-        wanted = self.elab.complete(of, None)
-        if not self.meta.unify(wanted, goal.type):
-            raise LeanError(
-                f"'show' tactic failed, pattern\n  {self.elab.show(wanted)}\nis not definitionally equal to target\n"
-                f"  {self.elab.show(goal.type)}"
-            )
-        inner = self.new_goal(goal.context, wanted, goal.tag)
-        self.close(inner, [inner.uid])
-
-    def do_specialize(self: Tactics, term: s.Term | None) -> None:
-        """`specialize h a b`: replaces h."""
-        head = term.fn if isinstance(term, s.Apply) else None
-        if term is None or not isinstance(head, s.Ident) or "." in head.name:
-            raise LeanError(
-                "'specialize' requires a term of the form `h x_1 .. x_n` where `h` appears in the local context"
-            )
-        local = self.find(head.name, head.span)
-        value = self.elab.complete(term, None)
-        of = self.meta.instantiate(self.meta.infer(value))
-        if not self.meta.is_prop(of):
-            raise Unsupported("`specialize` of something that is no proof", term.span)
-        _, goal = self.main()
-        new = self.meta.new_local(local.name, of)
-        context = (*self.without(goal.context, local.uid, goal.type), new)
-        inner = self.new_goal(context, goal.type, goal.tag)
-        self.close(App(Lam(new.uid, new.name, of, inner), value), [inner.uid])
-
-    def do_clear(self: Tactics, term: s.Term | None) -> None:
-        """`clear h`."""
-        for name, span in names_of(term) or []:
-            local = self.find(name, span)
-            _, goal = self.main()
-            inner = self.new_goal(self.without(goal.context, local.uid, goal.type), goal.type, goal.tag)
-            self.close(inner, [inner.uid])
-
-    def do_revert(self: Tactics, term: s.Term | None) -> None:
-        """`revert h`, for a hypothesis on which nothing else depends."""
-        for name, span in reversed(names_of(term) or []):
-            local = self.find(name, span)
-            _, goal = self.main()
-            rest = tuple(other for other in goal.context if other.uid != local.uid)
-            self.without(goal.context, local.uid, Const("True"))
-            inner = self.new_goal(rest, Pi(local.uid, local.name, local.type, goal.type), goal.tag)
-            self.close(App(inner, FVar(local.uid)), [inner.uid])
-
-    def do_rename_i(self: Tactics, term: s.Term | None) -> None:
-        """`rename_i a b`: names for the latest inaccessible hypotheses."""
-        names = names_of(term)
-        if not names:
-            raise Unsupported("`rename_i` with this argument")
-        uid, _ = self.main()
-        self.goals[0] = self._renamed(uid, [name for name, _ in names], names[0][1])
-
-    def _renamed(self: Tactics, uid: int, names: list[str], span: s.Span) -> int:
-        """The goal with its latest inaccessible locals renamed, the last name for the last local."""
-        goal = self.meta.goals[uid]
-        context, left, shadowed = list(goal.context), list(names), set()
-        for index in range(len(context) - 1, -1, -1):
-            local = context[index]
-            hidden = not local.accessible or local.name in shadowed
-            shadowed.add(local.name)
-            if not hidden or not left:
-                continue
-            name = left.pop()
-            if name != "_":
-                context[index] = Local(local.uid, name, local.type)
-        if left:
-            raise LeanError("too many variable names provided", span)
-        inner = self.new_goal(tuple(context), goal.type, goal.tag)
-        self.meta.values[uid] = inner
-        return inner.uid
-
-    def do_skip(self: Tactics, term: s.Term | None) -> None:
-        """`skip`."""
-        need_no_term("skip", term)
-
-    def do_done(self: Tactics, term: s.Term | None) -> None:
-        """`done`."""
-        need_no_term("done", term)
-        self.prune()
-        if self.goals:
-            raise self.unsolved()
-
-    def do_sorry(self: Tactics, term: s.Term | None) -> None:
-        """`sorry`: closes the goal and marks the theorem."""
-        need_no_term("sorry", term)
-        uid, goal = self.main()
-        if not self.meta.is_prop(goal.type) or self.meta.holes(goal.type):
-            raise Unsupported("`sorry` for something that is no known proposition")
-        self.elab.sorries.append((self.sorry_span, self.text(uid)))
-        self.close(SorryProof(goal.type))
-
-    def do_admit(self: Tactics, term: s.Term | None) -> None:
-        """`admit`: `sorry` that the protocol does not list."""
-        need_no_term("admit", term)
-        _, goal = self.main()
-        if not self.meta.is_prop(goal.type) or self.meta.holes(goal.type):
-            raise Unsupported("`admit` for something that is no known proposition")
-        self.close(SorryProof(goal.type))
-
-
-def _as_pattern(term: s.Term) -> s.Pattern:
+def as_pattern(term: s.Term) -> s.Pattern:
     match term:
         case s.Anonymous(span=span, args=args):
-            return s.Pattern(span, "tuple", parts=[_as_pattern(arg) for arg in args])
+            return s.Pattern(span, "tuple", parts=[as_pattern(arg) for arg in args])
         case s.Ident(span=span, name=name, explicit=False) if "." not in name and not prelude.is_nameable(name):
             return s.Pattern(span, "name", name)
         case s.Hole(span=span, synthetic=False):
