@@ -55,15 +55,25 @@ class AttemptLoops:
 
     async def run(self) -> None:
         """Admit tickets in order until cancelled."""
-        async with anyio.create_task_group() as tasks:
-            await self._continue_queued(tasks)
-            ordinal = 0
-            while True:
-                if ordinal not in self._skip:
-                    version = await self._state.buffer.admit(ordinal)
-                    for sample in range(self._group_size):
-                        tasks.start_soon(self._attempt, self._ticket(ordinal, sample), version)
-                ordinal += 1
+        try:
+            async with anyio.create_task_group() as tasks:
+                await self._continue_queued(tasks)
+                await self._admit(tasks)
+        except BaseExceptionGroup as group:
+            first: dict[type[BaseException], BaseException] = {}
+            for error in group.exceptions:
+                first.setdefault(type(error), error)
+            # Hundreds of attempts meet the same end in the same moment; one line of each kind says it.
+            raise BaseExceptionGroup("attempts", list(first.values())) from None
+
+    async def _admit(self, tasks: TaskGroup) -> None:
+        ordinal = 0
+        while True:
+            if ordinal not in self._skip:
+                version = await self._state.buffer.admit(ordinal)
+                for sample in range(self._group_size):
+                    tasks.start_soon(self._attempt, self._ticket(ordinal, sample), version)
+            ordinal += 1
 
     def finish_calls(self, within_s: float) -> None:
         """Let paid calls end and be recorded although all else is about to be cancelled."""

@@ -65,9 +65,10 @@ async def test_money_for_refused_answers_is_recorded(tmp_path: Path) -> None:
     assert await spent_usd(tmp_path) == pytest.approx(2 * 0.5 + 0.01 * (bench.provider.sold.total() - 2))
 
 
-async def test_money_of_the_call_that_ends_the_run_is_recorded(tmp_path: Path) -> None:
-    """The last call before the budget is spent cost money as well."""
+async def test_money_of_the_calls_that_end_the_run_is_recorded(tmp_path: Path) -> None:
+    """The last calls cost money as well, and come out as one cause."""
     bench = Bench(make_config(), tmp_path)
+    bench.provider.delay_s = 0.02
 
     def spend(rollout: Rollout) -> None:
         error = FeedbackBudgetExceeded("spent")
@@ -75,9 +76,10 @@ async def test_money_of_the_call_that_ends_the_run_is_recorded(tmp_path: Path) -
         raise error
 
     bench.provider.on_feedback = spend
-    with pytest.raises(BaseExceptionGroup):
+    with pytest.raises(BaseExceptionGroup) as caught:
         await bench.run()
     assert await spent_usd(tmp_path) >= 0.25
+    assert len(list(leaves(caught.value))) == 1
 
 
 async def test_the_same_question_is_bought_once_at_the_same_time(tmp_path: Path) -> None:
