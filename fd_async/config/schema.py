@@ -35,7 +35,9 @@ class Run(Table, frozen=True):
     stall_abort_s: Annotated[float, _d("Dump stacks and exit 6 after this long without progress, seconds.", gt=0)] = (
         1800.0
     )
-    shutdown_s: Annotated[float, _d("Hard budget for a clean shutdown, seconds.", gt=0)] = 120.0
+    shutdown_s: Annotated[
+        float, _d("After a signal: time for the last checkpoint, half of it for paid calls in flight, seconds.", gt=0)
+    ] = 120.0
 
 
 class Model(Table, frozen=True):
@@ -220,7 +222,7 @@ class Learner(Table, frozen=True):
     activation_checkpointing: Annotated[bool, _d("Recompute activations in the backward pass.")] = False
     cpu_threads: Annotated[int, _d("Torch threads per rank on CPU; 0 leaves it to torch.", ge=0)] = 0
     start_timeout_s: Annotated[float, _d("Start-up deadline, seconds.", gt=0)] = 900.0
-    step_timeout_s: Annotated[float, _d("Deadline of one gradient step, seconds.", gt=0)] = 3600.0
+    step_timeout_s: Annotated[float, _d("Deadline of one gradient step, seconds.", gt=0)] = 1500.0
     score_tokens: Annotated[
         int, _d("Attempts per step whose log p_teacher - log p_student is kept for the report.", ge=0)
     ] = 4
@@ -232,7 +234,6 @@ class Admission(Table, frozen=True):
     max_staleness: Annotated[
         int, _d("Weight versions between sampling and training; capacity = (S + v + 1) * B - outstanding.", ge=0)
     ] = 2
-    queue_size: Annotated[int, _d("Finished samples that wait for the learner; 0 takes one batch.", ge=0)] = 0
 
 
 class Checkpoint(Table, frozen=True):
