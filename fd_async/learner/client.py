@@ -1,4 +1,4 @@
-"""The learner as the controller uses it: start, step, stage, save, export. Imports no torch.
+"""The learner as the controller uses it: start, step, stage, send, save, export. Imports no torch.
 
 Requests go to all ranks at once and one at a time. Each has a deadline from the configuration; a rank that dies
 ends whatever waits and the `start_learner` block itself with LearnerRankDied.
@@ -21,7 +21,7 @@ from anyio.abc import TaskGroup
 from fd_async.config.schema import RunConfig
 from fd_async.errors import FdError, LearnerError, LearnerRankDied, PreflightError
 from fd_async.learner.checkpoints import read_state, resolve_checkpoint
-from fd_async.learner.link import Export, Message, Reply, Save, Stage, Staged, Start, Step, Stepped
+from fd_async.learner.link import Export, Message, Reply, Save, Send, Stage, Staged, Start, Step, Stepped
 from fd_async.learner.ranks import RankProcess, accept_all, free_port, spawn
 from fd_async.learner.split import check_alignment, evenly_spaced, split_by_tokens
 from fd_async.types import StagedWeights, StepReport, TrainingSample
@@ -38,6 +38,10 @@ class Learner:
     def __init__(self, config: RunConfig, ranks: Sequence[RankProcess], staging: Path) -> None:
         self._config, self._ranks, self._staging = config, ranks, staging
         self._lock, self._died = anyio.Lock(), anyio.Event()
+        self._address = ""
+        """Where rank 0 sends weights from, fixed by the first `stage` of a run that pushes without files."""
+        self._broken = ""
+        """What began to send and never came back well: rank 0 may be inside it for ever."""
         self._statistics: dict[str, float] = {}
 
     async def step(self, samples: list[TrainingSample], *, step: int) -> StepReport:
@@ -66,14 +70,17 @@ class Learner:
         return StepReport(step=step, metrics=reports[0].metrics, token_deltas=deltas)
 
     async def stage(self, version: int, probe_ids: list[int]) -> StagedWeights:
-        """Write the current weights aside for a push and score the probe (at least 2 tokens) with them.
+        """Ready the current weights for a push and score the probe (at least 2 tokens) with them.
 
-        The file belongs to the learner: the next `stage` removes it.
+        With `policy.push = "shm"` they are written to a file, which belongs to the learner: the next `stage` removes
+        it. With "nccl" they are announced, and leave in `send`.
         """
         if len(probe_ids) < 2:
             raise LearnerError("a probe needs at least 2 token ids")
         started = time.monotonic()
-        message = Stage(version=version, probe_ids=probe_ids, folder=str(self._staging))
+        if self._config.policy.push == "nccl" and not self._address:
+            self._address = f"nccl://127.0.0.1:{free_port()}"
+        message = Stage(version=version, probe_ids=probe_ids, folder=str(self._staging), address=self._address)
         replies = await self._call(lambda rank: message, f"staging of weight version {version}")
         self._statistics["learner/stage_s"] = time.monotonic() - started
         for reply in replies:
@@ -81,6 +88,29 @@ class Learner:
                 self._statistics["learner/staged_bytes"] = reply.weights.num_bytes
                 return reply.weights
         raise LearnerError("no learner rank staged weights")
+
+    async def send(self, staged: StagedWeights, sender: str, num_workers: int) -> None:
+        """Have rank 0 send the announced weights; goes on at the same time as the engine's receiving.
+
+        Args:
+            staged: what the last `stage` returned.
+            sender: module:class that moves tensors, see `sending.Sender`.
+            num_workers: processes that receive.
+
+        Raises:
+            LearnerError: nothing was sent, or not within `policy.push_timeout_s`. The learner is not usable then.
+        """
+        what = f"sending of weight version {staged.version}"
+        message = Send(version=staged.version, address=staged.path, sender=sender, num_workers=num_workers)
+        started = time.monotonic()
+        try:
+            await self._call(lambda rank: message, what, key="policy.push_timeout_s")
+        except BaseException:
+            self._broken = what
+            for rank in self._ranks:
+                rank.dump_stacks()
+            raise
+        self._statistics["learner/send_s"] = time.monotonic() - started
 
     async def save(self, folder: Path) -> None:
         """Write the learner's part of a checkpoint into an existing folder, which the caller renames."""
@@ -105,7 +135,10 @@ class Learner:
         self, message_for: Callable[[int], Message], what: str, *, key: str = "learner.step_timeout_s"
     ) -> list[Reply]:
         """Ask all ranks and collect their replies in rank order."""
-        timeout_s = getattr(self._config.learner, key.removeprefix("learner."))
+        if self._broken:
+            raise LearnerError(f"{what}: the {self._broken} broke off, and rank 0 may still be inside it; start again")
+        table, _, name = key.partition(".")
+        timeout_s = getattr(getattr(self._config, table), name)
         replies: list[Reply | None] = [None] * len(self._ranks)
 
         async def ask(index: int) -> None:

@@ -45,11 +45,23 @@ class Step(Message, frozen=True, kw_only=True):
 
 
 class Stage(Message, frozen=True, kw_only=True):
-    """Write the weights into `folder` as one flat file and score the probe."""
+    """Score the probe and write the weights into `folder` as one flat file, or only announce them at `address`."""
 
     version: int
     probe_ids: list[int]
     folder: str
+    address: str = ""
+    """nccl://HOST:PORT where rank 0 will send them; empty for a file."""
+
+
+class Send(Message, frozen=True, kw_only=True):
+    """Send the announced weights from rank 0, now that the engine receives."""
+
+    version: int
+    address: str
+    sender: str
+    """module:class of what moves the tensors."""
+    num_workers: int
 
 
 class Save(Message, frozen=True, kw_only=True):
@@ -93,7 +105,7 @@ class Failed(Message, frozen=True, kw_only=True):
     text: str
 
 
-Request = Start | Step | Stage | Save | Export
+Request = Start | Step | Stage | Send | Save | Export
 Reply = Hello | Done | Stepped | Staged | Failed
 
 _encoder = msgspec.msgpack.Encoder()

@@ -1,7 +1,7 @@
 """A learner rank: one process, started by the controller, that answers requests until the controller is gone.
 
     controller ──Start──▶ join ranks ▸ load ▸ engine ▸ resume ▸ self-audit ──Done──▶
-               ──Step / Stage / Save / Export──▶ ... ──reply──▶
+               ──Step / Stage / Send / Save / Export──▶ ... ──reply──▶
     stdin closes ▸ exit at once, whatever it is doing
 
 RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT come from the environment. SIGUSR1 prints all stacks.
@@ -25,9 +25,23 @@ from fd_async.errors import LearnerError
 from fd_async.learner import audit, weights
 from fd_async.learner.checkpoints import LearnerState, model_folder, read_state
 from fd_async.learner.engine import Engine, effective_zero_stage, init_distributed
-from fd_async.learner.link import Done, Export, RankSocket, Request, Save, Stage, Staged, Start, Step, Stepped, failure
+from fd_async.learner.link import (
+    Done,
+    Export,
+    RankSocket,
+    Request,
+    Save,
+    Send,
+    Stage,
+    Staged,
+    Start,
+    Step,
+    Stepped,
+    failure,
+)
 from fd_async.learner.model import Teacher, freeze, load_policy
 from fd_async.learner.objectives import FeedbackDistillation, Grpo
+from fd_async.learner.sending import Sending
 from fd_async.learner.trainer import Trainer
 from fd_async.types import StagedWeights, StepReport
 
@@ -51,6 +65,7 @@ class Rank:
             policy.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
         self._teacher = Teacher(load_policy(origin, config.model.dtype, device)) if self._is_fd else None
         self._engine = Engine(policy, config)
+        self._sending = Sending()
         self._trainer = Trainer(config, self._engine, self._objective(str(origin), device), world_size)
         self._state = LearnerState(
             step=0,
@@ -66,6 +81,7 @@ class Rank:
 
     def step(self, request: Step) -> StepReport:
         """Take one gradient step."""
+        self._sending.forget()
         report = self._trainer.step(
             request.samples, step=request.step, score_ids=request.score_ids, gain_ids=request.gain_ids
         )
@@ -73,13 +89,20 @@ class Rank:
         return report
 
     def stage(self, request: Stage) -> StagedWeights | None:
-        """Write the weights aside; every rank holds them whole, so rank 0 alone does it."""
+        """Write the weights aside or announce them; every rank holds them whole, so rank 0 alone does it."""
         if self._rank:
             return None
         chunk_tokens = self._config.learner.lm_head_chunk_tokens
+        if request.address:
+            return self._sending.announce(self._engine.policy, request, chunk_tokens)
         return weights.stage(
             self._engine.policy, request.version, Path(request.folder), request.probe_ids, chunk_tokens
         )
+
+    def send(self, request: Send) -> None:
+        """Send the announced weights from rank 0."""
+        if not self._rank:
+            self._sending.send(self._engine.policy, request)
 
     def save(self, request: Save) -> None:
         """Write this rank's part of a checkpoint."""
@@ -153,6 +176,8 @@ def _answer(running: Rank, request: Request) -> Done | Stepped | Staged:
             return Stepped(id=request.id, report=running.step(request))
         case Stage():
             return Staged(id=request.id, weights=running.stage(request))
+        case Send():
+            running.send(request)
         case Save():
             running.save(request)
         case Export():

@@ -148,7 +148,7 @@ class TrainingLoop:
             return None
         with self._at(f"push-{staged.version}", "pushing"):
             try:
-                report = await self._parts.engine.push(staged)
+                report = await self._parts.engine.push(staged, self._parts.learner.send)
             except EngineError as error:
                 if not await comes_with_stop(error, state.stopping):
                     raise

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
 
 from fd_async.types import Completion, PushReport, StagedWeights
+
+Send = Callable[[StagedWeights, str, int], Coroutine[Any, Any, None]]
+"""Makes the learner send staged weights, through a class (module:class), to a number of workers."""
 
 
 class Engine(Protocol):
@@ -41,8 +45,12 @@ class Engine(Protocol):
         """Return the log-probs of `token_ids[1:]` given their prefixes, natural log, temperature 1."""
         ...
 
-    async def push(self, staged: StagedWeights) -> PushReport:
+    async def push(self, staged: StagedWeights, send: Send | None = None) -> PushReport:
         """Replace the weights by a staged set; `weight_version` changes only when the probe agrees.
+
+        Args:
+            staged: the manifest of the weights, and where they are.
+            send: called while the engine receives, if the weights are in no file (`policy.push = "nccl"`).
 
         Raises:
             PushRefused: nothing changed, the old weights still serve.

@@ -14,6 +14,7 @@ import anyio.to_thread
 
 from fd_async.config.schema import Policy
 from fd_async.errors import AlignmentError, EngineDied, EngineError, PushFailed, PushRefused
+from fd_async.policy.engine import Send
 from fd_async.policy.launch import RunningEngine, running_engine
 from fd_async.policy.manifest import read_contract
 from fd_async.policy.push import Pusher
@@ -135,18 +136,18 @@ class LocalEngine:
             await self._gate.wait()
             return await self._score(token_ids)
 
-    async def push(self, staged: StagedWeights) -> PushReport:
+    async def push(self, staged: StagedWeights, send: Send | None = None) -> PushReport:
         """See `Engine.push`. `stage_s` of the report is the time of the checks, during which the engine goes on."""
         if self._pusher is None:
             raise PushRefused("this engine is a frozen copy and takes no pushes")
         async with self._pushing:
             self._refuse_if_suspect()
             began = time.perf_counter()
-            message = await self._pusher.check(staged)
+            message = await self._pusher.check(staged, send)
             checked = time.perf_counter()
             self._gate = anyio.Event()
             try:
-                stall_s, commit_s = await self._pusher.commit(staged, message)
+                stall_s, commit_s = await self._pusher.commit(staged, message, send)
                 # The prefix cache is keyed by tokens and salt: a new salt hides everything that old weights computed.
                 self._num_pushes += 1
                 committed = time.perf_counter()

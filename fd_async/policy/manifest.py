@@ -14,6 +14,7 @@ import struct
 from collections import Counter
 from pathlib import Path
 from typing import BinaryIO
+from urllib.parse import urlsplit
 
 from msgspec import Struct
 
@@ -117,6 +118,22 @@ def check_manifest(staged: StagedWeights, contract: Contract, *, in_file: bool =
     if problems:
         more = f" (and {len(problems) - _SHOWN} more)" if len(problems) > _SHOWN else ""
         raise PushRefused(f"push of version {staged.version}: {'; '.join(problems[:_SHOWN])}{more}")
+
+
+def group_address(path: str) -> tuple[str, int]:
+    """Return host and port of `nccl://HOST:PORT`, which stands for a file's path when weights travel by NCCL.
+
+    Raises:
+        PushRefused: it is something else.
+    """
+    try:
+        parts = urlsplit(path)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host = port = None
+    if not path.startswith("nccl://") or not host or not port:
+        raise PushRefused(f'policy.push = "nccl" needs a path nccl://HOST:PORT, not {path!r}')
+    return host, port
 
 
 def check_file(staged: StagedWeights) -> FileStamp:

@@ -6,15 +6,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import anyio
 import anyio.to_thread
 import msgspec
 
 from fd_async.config.schema import Policy
-from fd_async.errors import EngineDied, PushFailed, PushRefused
-from fd_async.policy.manifest import REFUSED, Contract, check_file, check_manifest
+from fd_async.errors import EngineDied, PushFailed, PushRefused, first_cause
+from fd_async.policy.engine import Send
+from fd_async.policy.manifest import REFUSED, Contract, check_file, check_manifest, group_address
 from fd_async.types import StagedWeights
 
 if TYPE_CHECKING:
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 _PAUSE = {"keep": ("keep", False), "recompute": ("keep", True), "drain": ("wait", False)}
 """policy.in_flight -> vLLM's pause mode, and whether the KV of running requests is thrown away."""
-_NCCL_SCHEME = "nccl"
+_SENDER = "fd_async.policy.nccl:Broadcaster"
+"""What the learner, which may not import this room, sends through."""
 
 
 class Pusher:
@@ -40,7 +41,7 @@ class Pusher:
         if self._config.push == "shm":
             await self._init_workers({})
 
-    async def check(self, staged: StagedWeights) -> dict[str, Any]:
+    async def check(self, staged: StagedWeights, send: Send | None) -> dict[str, Any]:
         """Return the message for the workers, or raise PushRefused. The engine goes on meanwhile."""
         if len(staged.probe_ids) < 2 or len(staged.probe_logprobs) != len(staged.probe_ids) - 1:
             raise PushRefused(
@@ -49,21 +50,25 @@ class Pusher:
         in_file = self._config.push == "shm"
         check_manifest(staged, self._contract, in_file=in_file)
         if not in_file:
+            if send is None:
+                raise PushRefused('policy.push = "nccl" needs `send`: nobody would send what the engine waits for')
+            group_address(staged.path)
             names = [self._contract.name(name) for name in staged.names]
             return {"names": names, "dtype_names": staged.dtypes, "shapes": staged.shapes}
         stamp = await anyio.to_thread.run_sync(check_file, staged)
         return {"staged": msgspec.to_builtins(staged), "stamp": msgspec.to_builtins(stamp)}
 
-    async def commit(self, staged: StagedWeights, message: dict[str, Any]) -> tuple[float, float]:
+    async def commit(self, staged: StagedWeights, message: dict[str, Any], send: Send | None) -> tuple[float, float]:
         """Hold the engine, load, let it go on. Returns seconds held and, of these, seconds loading.
 
         Raises:
             PushRefused: nothing changed.
-            PushFailed: it broke after it began, or did not end within `policy.push_timeout_s`.
+            PushFailed: it broke after it began, or did not end within `policy.push_timeout_s`; the engine stays held.
             EngineDied: the engine's process is gone.
         """
         mode, clear_cache = _PAUSE[self._config.in_flight]
         held = time.perf_counter()
+        in_doubt = False
         try:
             with self._phase("holding running requests (policy.in_flight)", PushRefused):
                 # AsyncLLM.pause_generation is this call and a sleep of 20 ms.
@@ -71,41 +76,66 @@ class Pusher:
             began = time.perf_counter()
             # Half of a commit is no state to stop in: cancellation waits, the deadline of the phase stands.
             with anyio.CancelScope(shield=True), self._phase("loading weights", PushFailed):
-                await self._load(staged, message)
+                await self._load(staged, message, send)
             commit_s = time.perf_counter() - began
+        except (PushFailed, EngineDied):
+            in_doubt = True  # nothing is served from here on, and an engine that hangs would not answer the resume
+            raise
         finally:
-            with anyio.CancelScope(shield=True), self._phase("resuming", PushFailed):
-                await self._llm.resume_generation()
+            if not in_doubt:
+                with anyio.CancelScope(shield=True), self._phase("resuming", PushFailed):
+                    await self._llm.resume_generation()
         return time.perf_counter() - held, commit_s
 
-    async def _load(self, staged: StagedWeights, message: dict[str, Any]) -> None:
-        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
-
-        if self._config.push == "nccl":
-            await self._join(staged)
-        await self._llm.start_weight_update()
-        await self._llm.update_weights(WeightTransferUpdateRequest(update_info=message))
+    async def _load(self, staged: StagedWeights, message: dict[str, Any], send: Send | None) -> None:
+        if send is None or self._config.push == "shm":
+            await self._receive(message)
+        else:
+            await self._receive_while_sent(staged, message, send)
         await self._llm.finish_weight_update(str(staged.version))
 
-    async def _join(self, staged: StagedWeights) -> None:
+    async def _receive_while_sent(self, staged: StagedWeights, message: dict[str, Any], send: Send) -> None:
+        """Run both ends of the transfer at once: each blocks until the other is there. The first failure ends both."""
+
+        async def receive() -> None:
+            await self._join(staged.path)
+            await self._receive(message)
+
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(send, staged, _SENDER, self._num_workers)
+                group.start_soon(receive)
+        except BaseExceptionGroup as failures:
+            error = first_cause(failures)
+            raise error from error.__cause__
+
+    async def _receive(self, message: dict[str, Any]) -> None:
+        from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+        await self._llm.start_weight_update()
+        await self._llm.update_weights(WeightTransferUpdateRequest(update_info=message))
+
+    async def _join(self, path: str) -> None:
         """Bring the workers into the learner's NCCL group, at the first push and when the learner's address changes."""
-        if staged.path == self._joined:
+        if path == self._joined:
             return
-        address = urlsplit(staged.path)
-        if address.scheme != _NCCL_SCHEME or not address.hostname or not address.port:
-            raise PushRefused(f'policy.push = "nccl" needs a path nccl://HOST:PORT, not {staged.path}')
+        host, port = group_address(path)
         if self._joined:
             await self._llm.shutdown_weight_transfer_engine()
         await self._init_workers(
             {
-                "master_address": address.hostname,
-                "master_port": address.port,
+                "master_address": host,
+                "master_port": port,
                 "rank_offset": 1,
-                "world_size": 1 + self._config.tensor_parallel_size * self._config.data_parallel_size,
+                "world_size": 1 + self._num_workers,
                 "packed": True,
             }
         )
-        self._joined = staged.path
+        self._joined = path
+
+    @property
+    def _num_workers(self) -> int:
+        return self._config.tensor_parallel_size * self._config.data_parallel_size
 
     async def _init_workers(self, info: dict[str, Any]) -> None:
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest

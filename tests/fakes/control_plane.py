@@ -17,6 +17,7 @@ from fd_async.data.ledger import open_ledger
 from fd_async.data.statements import StatementOrder
 from fd_async.pipeline.controller import Controller
 from fd_async.pipeline.state import Parts, RunState
+from fd_async.policy.engine import Send
 from fd_async.telemetry.progress import QuietProgress
 from fd_async.telemetry.sinks import MetricsFile
 from fd_async.types import (
@@ -73,7 +74,7 @@ class FakeEngine:
         self.tokens = 0.0
         self.on_push: Callable[[int], None] = lambda version: None
 
-    async def push(self, staged: StagedWeights) -> PushReport:
+    async def push(self, staged: StagedWeights, send: Send | None = None) -> PushReport:
         self.on_push(staged.version)
         await anyio.lowlevel.checkpoint()
         self.weight_version = staged.version
@@ -102,6 +103,9 @@ class FakeLearner:
             version=version, path="", names=[], dtypes=[], shapes=[], offsets=[], num_bytes=0, sha256="",
             probe_ids=probe_ids, probe_logprobs=[],
         )  # fmt: skip
+
+    async def send(self, staged: StagedWeights, sender: str, num_workers: int) -> None:
+        raise AssertionError("the engine of this bench takes files")
 
     async def save(self, folder: Path) -> None:
         await anyio.sleep(self.save_s)
