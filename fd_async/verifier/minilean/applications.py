@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from msgspec import Struct
 
@@ -10,12 +10,19 @@ from fd_async.verifier.minilean import known, prelude
 from fd_async.verifier.minilean import syntax as s
 from fd_async.verifier.minilean.errors import LeanError, Unsupported
 from fd_async.verifier.minilean.expr import App, Const, Expr, FVar, MVar, Pi, app, head_name, occurs
+from fd_async.verifier.minilean.operators import Operators
 from fd_async.verifier.minilean.reduce import unfold
 
-if TYPE_CHECKING:
-    from fd_async.verifier.minilean.elaborator import Elaborator
-
 _PROJECTIONS = {("And", "1"): "And.left", ("And", "2"): "And.right", ("Iff", "1"): "Iff.mp", ("Iff", "2"): "Iff.mpr"}
+
+
+NO_TERMINATION = (
+    "fail to show termination for\n  {0}\nwith errors\nfailed to infer structural recursion:\n"
+    "no parameters suitable for structural recursion\n\n"
+    "well-founded recursion cannot be used, `{0}` does not take any (non-fixed) arguments"
+)
+SURE_FIELDS = {"left", "right", "mp", "mpr"}
+"""Fields that Lean certainly lacks where the lemma table has none."""
 
 
 class Given(Struct, frozen=True):
@@ -25,10 +32,10 @@ class Given(Struct, frozen=True):
     span: s.Span
 
 
-class Applications:
+class Applications(Operators):
     """Part of the elaborator."""
 
-    def elab_application(self: Elaborator, term: s.Term, expected: Expr | None) -> Expr:
+    def elab_application(self, term: s.Term, expected: Expr | None) -> Expr:
         """Elaborate a name, projection or application with all its arguments."""
         args: list[s.Term | Given] = []
         head: s.Term = term
@@ -56,7 +63,7 @@ class Applications:
         return self._with_fields(fn, fields, args, explicit, expected, term.span)
 
     def _with_fields(
-        self: Elaborator,
+        self,
         fn: Expr,
         fields: list[str],
         args: list[Any],
@@ -79,7 +86,7 @@ class Applications:
             return self.apply(Const(constant), placed, False, expected, span)
         return self.apply(fn, args, explicit, expected, span)
 
-    def resolve(self: Elaborator, ident: s.Ident) -> tuple[Expr, list[str]]:
+    def resolve(self, ident: s.Ident) -> tuple[Expr, list[str]]:
         """A name as a local or a constant, with the rest of a dotted name as fields."""
         parts = ident.name.split(".")
         rooted = parts[0] == "_root_"
@@ -95,11 +102,13 @@ class Applications:
                 break  # `Nat.foo`: a constant that we do not know, not a field of the type `Nat`
             if name in self.user_names or prelude.is_nameable(name):
                 return Const(name), rest
+        if parts[0] == self.own_name:
+            raise LeanError(NO_TERMINATION.format(self.own_name), self.own_span)
         if known.is_known_name(".".join(parts)):
             raise Unsupported(f"constant `{ident.name}`", ident.span)
         raise LeanError(f"Unknown identifier `{ident.name}`", ident.span)
 
-    def _dot_ident(self: Elaborator, ident: s.DotIdent, expected: Expr | None) -> Expr:
+    def _dot_ident(self, ident: s.DotIdent, expected: Expr | None) -> Expr:
         of = None if expected is None else self.meta.whnf_core(expected)
         while isinstance(of, Pi):
             of = self.meta.whnf_core(of.body)
@@ -110,7 +119,7 @@ class Applications:
             raise Unsupported(f"`.{ident.name}` for this type", ident.span)
         return Const(name)
 
-    def _field(self: Elaborator, base: Expr, name: str, span: s.Span) -> tuple[str, int]:
+    def _field(self, base: Expr, name: str, span: s.Span) -> tuple[str, int]:
         """Constant that a projection stands for, and how many explicit arguments precede the structure."""
         of = self.meta.whnf_core(self.meta.infer(base))
         while True:
@@ -122,7 +131,8 @@ class Applications:
                 position = self._self_position(constant, head or "")
                 if position is not None:
                     return constant, position
-            if head in ("Nat", "Int", "And", "Or", "Iff", "Eq", "Ne", "Exists", "Not") and not name.isdigit():
+            unsure = not name.isdigit() and name not in SURE_FIELDS
+            if unsure and head in ("Nat", "Int", "And", "Or", "Iff", "Eq", "Ne", "Exists", "Not"):
                 raise Unsupported(f"`.{name}` for this type", span)
             unfolded = unfold(of)
             if unfolded is None:
@@ -133,7 +143,7 @@ class Applications:
             raise LeanError(f"Invalid projection: Projections cannot be used on the value\n{shown}", span)
         raise LeanError(f"Invalid field `{name}`: The environment does not contain such a name for\n{shown}", span)
 
-    def _self_position(self: Elaborator, constant: str, head: str) -> int | None:
+    def _self_position(self, constant: str, head: str) -> int | None:
         of = self.meta.constant_type(constant)
         position = 0
         while isinstance(of, Pi):
@@ -146,11 +156,11 @@ class Applications:
 
     # ---------------------------------------------------------------- application
 
-    def apply_constant(self: Elaborator, name: str, args: list[Any], expected: Expr | None, span: s.Span) -> Expr:
+    def apply_constant(self, name: str, args: list[Any], expected: Expr | None, span: s.Span) -> Expr:
         """Apply a constant to syntax, with the expected type known."""
         return self.apply(Const(name), args, False, expected, span)
 
-    def apply(self: Elaborator, fn: Expr, args: list[Any], explicit: bool, expected: Expr | None, span: s.Span) -> Expr:
+    def apply(self, fn: Expr, args: list[Any], explicit: bool, expected: Expr | None, span: s.Span) -> Expr:
         """Apply `fn`; implicit arguments become holes, the expected type is used before the first explicit one."""
         of = self.meta.infer(fn)
         result, index = fn, 0
@@ -185,14 +195,14 @@ class Applications:
             self._try_postponed()
         return result
 
-    def _try_postponed(self: Elaborator) -> None:
+    def _try_postponed(self) -> None:
         """Elaborate those postponed arguments whose type is known by now."""
         waiting, self.postponed = self.postponed, []
         for hole, term, context in waiting:
             if not self._resume(hole, term, context):
                 self.postponed.append((hole, term, context))
 
-    def _propagate(self: Elaborator, expected: Expr, of: Pi, remaining: int) -> None:
+    def _propagate(self, expected: Expr, of: Pi, remaining: int) -> None:
         """Unify the expected type with the result type, when that does not mention the remaining arguments."""
         if isinstance(self.meta.whnf_core(expected), MVar):
             return
@@ -209,7 +219,7 @@ class Applications:
             return
         self.meta.unify(expected, result)
 
-    def _argument(self: Elaborator, arg: Any, of: Expr, fn: Expr, postponed: list[tuple[MVar, s.Term]]) -> Expr:
+    def _argument(self, arg: Any, of: Expr, fn: Expr, postponed: list[tuple[MVar, s.Term]]) -> Expr:
         if isinstance(arg, Given):
             actual = self.meta.infer(arg.expr)
             if not self.meta.unify(of, actual):
@@ -231,16 +241,14 @@ class Applications:
             raise self._argument_mismatch(expr, actual, of, fn, arg.span)
         return expr
 
-    def _argument_mismatch(
-        self: Elaborator, arg: Expr, actual: Expr, expected: Expr, fn: Expr, span: s.Span
-    ) -> LeanError:
+    def _argument_mismatch(self, arg: Expr, actual: Expr, expected: Expr, fn: Expr, span: s.Span) -> LeanError:
         return LeanError(
             f"Application type mismatch: The argument\n  {self.show(arg)}\nhas type\n  {self.show(actual)}\n"
             f"but is expected to have type\n  {self.show(expected)}\nin the application\n  {self.show(App(fn, arg))}",
             span,
         )
 
-    def _function_expected(self: Elaborator, fn: Expr, of: Expr, arg: Any) -> LeanError:
+    def _function_expected(self, fn: Expr, of: Expr, arg: Any) -> LeanError:
         if isinstance(of, MVar):
             return Unsupported("an application of something whose type is not known here", arg.span)
         return LeanError(
@@ -250,13 +258,13 @@ class Applications:
             arg.span,
         )
 
-    def source(self: Elaborator, span: s.Span) -> str:
+    def source(self, span: s.Span) -> str:
         """Source text of a span, on one line."""
         return " ".join(self.text[span[0] : span[1]].split()) or "_"
 
     # ---------------------------------------------------------------- eliminators
 
-    def _field_types(self: Elaborator, name: str | None, params: list[Expr]) -> tuple[Expr, Any]:
+    def _field_types(self, name: str | None, params: list[Expr]) -> tuple[Expr, Any]:
         """Types of the two fields of And, Iff, Exists; the second as a function of the first."""
         if name == "And":
             return params[0], lambda _: params[1]
@@ -267,9 +275,7 @@ class Applications:
         predicate = params[1]
         return params[0], lambda witness: self.meta.whnf_core(App(predicate, witness))
 
-    def eliminate(
-        self: Elaborator, name: str | None, params: list[Expr], target: Expr, major: Expr, branches: list[Expr]
-    ) -> Expr:
+    def eliminate(self, name: str | None, params: list[Expr], target: Expr, major: Expr, branches: list[Expr]) -> Expr:
         """Proof of `target` by cases on `major`, whose type is `name params`."""
         eliminator = {"And": "#And.elim", "Iff": "#Iff.elim", "Exists": "#Exists.elim", "Or": "Or.elim",
                       "False": "False.elim", "True": "#True.elim"}[name or ""]  # fmt: skip

@@ -19,7 +19,7 @@ from fd_async.verifier.minilean.reduce import value_of
 if TYPE_CHECKING:
     import z3
 
-MAX_SPLITS = 10
+MAX_SPLITS = 7
 MAX_ATOMS = 24
 MAX_DECIDE_NUMERAL = 1_000_000
 MAX_COEFFICIENT = 10**9
@@ -42,22 +42,40 @@ def omega_valid(prop: Expr, budget: Budget) -> bool:
 @functools.lru_cache(maxsize=512)
 def _refute(prop: Expr) -> bool:
     """The tactic and the kernel ask about the same proposition; the answer depends on nothing else."""
-    problem = _Problem()
+    return _state(prop).infeasible()
+
+
+def has_counterexample(prop: Expr, budget: Budget) -> bool:
+    """Whether integers contradict the goal and satisfy every fact that `omega` reads. Only words a message."""
+    budget.tick(20)
+    try:
+        problem = _state(prop, integers=True)
+        return problem.exact and problem.feasible()
+    except TooHard:
+        return False
+
+
+def _state(prop: Expr, *, integers: bool = False) -> _Problem:
+    """The facts, and the negated goal, of a telescope."""
+    problem = _Problem(integers)
     while isinstance(prop, Pi):
         problem.facts.append(problem.assume(prop.type))
         prop = prop.body
     problem.facts.append(problem.deny(prop))
     problem.add_atom_facts()
-    return problem.infeasible()
+    return problem
 
 
 class _Problem:
     """Builds solver formulas. `assume(p)` is implied by p, `deny(p)` by not p; an unknown proposition gives `true`."""
 
-    def __init__(self) -> None:
+    def __init__(self, integers: bool = False) -> None:
         import z3  # 50 ms and only needed for the first arithmetic goal
 
         self.z3: Any = z3
+        self.number = z3.Int if integers else z3.Real
+        self.exact = True
+        """False when a fact about numbers was left out because it is not linear."""
         self.atoms = Atoms()
         self.true = z3.BoolVal(True)
         self.facts: list[z3.BoolRef] = []
@@ -111,6 +129,7 @@ class _Problem:
         try:
             difference = self.atoms.linear(right, kind).plus(self.atoms.linear(left, kind), -1)
         except NotLinear:
+            self.exact = False
             return self.true
         if operation in ("EQ", "NE"):
             return self._equal(difference) if (operation == "EQ") != negated else self._unequal(difference)
@@ -134,8 +153,8 @@ class _Problem:
         numbers = [form.constant, *form.coefficients.values()]
         if any(abs(number) > MAX_COEFFICIENT for number in numbers):
             raise TooHard
-        terms = [self.z3.RealVal(c) * self.z3.Real(f"x{a}") for a, c in form.coefficients.items()]
-        return self.z3.Sum([*terms, self.z3.RealVal(form.constant)])
+        terms = [c * self.number(f"x{a}") for a, c in form.coefficients.items()]
+        return self.z3.Sum([*terms, self.z3.RealVal(0) if not terms else 0]) + form.constant
 
     def add_atom_facts(self) -> None:
         """Nat atoms are >= 0; a truncated difference is the difference, or 0 when that is negative."""
@@ -149,14 +168,21 @@ class _Problem:
                 self.facts.append(self._nonnegative(Linear({atom: 1}, 0)))
 
     def infeasible(self) -> bool:
-        """Whether the facts contradict each other over the rationals."""
+        """Whether the facts contradict each other."""
+        return self._check() == self.z3.unsat
+
+    def feasible(self) -> bool:
+        """Whether the facts hold together for some numbers."""
+        return self._check() == self.z3.sat
+
+    def _check(self) -> Any:
         if self.splits > MAX_SPLITS or len(self.atoms.natural) > MAX_ATOMS:
             raise TooHard
         solver = self.z3.SimpleSolver()
         solver.set("random_seed", 0)
         solver.set("rlimit", Z3_RESOURCE_LIMIT)
         solver.add(*self.facts)
-        return solver.check() == self.z3.unsat
+        return solver.check()
 
 
 def _named(prop: Expr) -> tuple[str, list[Expr]]:

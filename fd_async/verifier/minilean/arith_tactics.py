@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from fd_async.verifier.minilean import arith
 from fd_async.verifier.minilean import syntax as s
-from fd_async.verifier.minilean.errors import LeanError, Unsupported
-from fd_async.verifier.minilean.expr import Decided, Expr, FVar, Pi, alpha_equal, app, free_vars, head_name, spine
+from fd_async.verifier.minilean.errors import LeanError, OutOfSteps, Unsupported
+from fd_async.verifier.minilean.expr import (
+    Const,
+    Decided,
+    Expr,
+    FVar,
+    Pi,
+    alpha_equal,
+    app,
+    free_vars,
+    head_name,
+    spine,
+)
 from fd_async.verifier.minilean.goal_tactics import need_no_term
+from fd_async.verifier.minilean.hypothesis_tactics import HypothesisTactics
 from fd_async.verifier.minilean.reduce import value_of
-
-if TYPE_CHECKING:
-    from fd_async.verifier.minilean.tactics import Tactics
 
 NO_CONSTRAINTS = (
     "No usable constraints found. You may need to unfold definitions so `omega` can see linear arithmetic facts about "
@@ -20,10 +27,10 @@ NO_CONSTRAINTS = (
 )
 
 
-class ArithmeticTactics:
+class ArithmeticTactics(HypothesisTactics):
     """Part of the engine."""
 
-    def do_omega(self: Tactics, term: s.Term | None) -> None:
+    def do_omega(self, term: s.Term | None) -> None:
         """`omega`: the goal closed over the whole context, given to the decision procedure."""
         need_no_term("omega", term)
         _, goal = self.main()
@@ -38,18 +45,21 @@ class ArithmeticTactics:
                 prop = Pi(local.uid, local.name, local.type, prop)
                 used.append(local)
         if not arith.omega_valid(prop, self.elab.budget):
-            raise LeanError("omega could not prove the goal:\n" + self._omega_report())
+            raise self._omega_failure(prop)
         self.close(app(Decided("omega", prop), *[FVar(local.uid) for local in reversed(used)]))
 
-    def _omega_report(self: Tactics) -> str:
-        _, goal = self.main()
-        facts = [local.type for local in goal.context if self.meta.is_prop(local.type)]
-        usable = any(arith.mentions_arithmetic(fact) for fact in [*facts, goal.type])
-        if not usable:
-            return NO_CONSTRAINTS
-        return "a possible counterexample may satisfy the constraints\n" + self.text(self.goals[0])
+    def _omega_failure(self, prop: Expr) -> LeanError:
+        """Lean's message when it must fail too; otherwise the goal may be true, or provable by more than we do."""
+        if not arith.mentions_arithmetic(prop):
+            return LeanError(f"omega could not prove the goal:\n{NO_CONSTRAINTS}")
+        if not arith.has_counterexample(prop, self.elab.budget):
+            return Unsupported("`omega` for this goal")
+        shown = self.text(self.goals[0], tag=False)
+        return LeanError(
+            f"omega could not prove the goal:\na possible counterexample may satisfy the constraints\n{shown}"
+        )
 
-    def do_decide(self: Tactics, term: s.Term | None) -> None:
+    def do_decide(self, term: s.Term | None) -> None:
         """`decide`: evaluate a closed proposition about numerals."""
         need_no_term("decide", term)
         _, goal = self.main()
@@ -66,7 +76,7 @@ class ArithmeticTactics:
             raise LeanError(f"Tactic `decide` proved that the proposition\n  {shown}\nis false")
         self.close(Decided("decide", goal.type))
 
-    def do_rfl(self: Tactics, term: s.Term | None) -> None:
+    def do_rfl(self, term: s.Term | None) -> None:
         """`rfl`, for `=` and `↔`."""
         need_no_term("rfl", term)
         _, goal = self.main()
@@ -94,8 +104,36 @@ class ArithmeticTactics:
             raise Unsupported("`rfl` for `≤`")
         raise self.failed("rfl", "Expected the goal to be a binary relation")
 
-    def _surely_different(self: Tactics, left: Expr, right: Expr) -> bool:
+    def _surely_different(self, left: Expr, right: Expr) -> bool:
         """Whether Lean's `rfl` certainly fails as well: two different numbers or two different variables."""
         a, b = value_of(left), value_of(right)
         both_variables = isinstance(left, FVar) and isinstance(right, FVar)
         return (a is not None and b is not None and a != b) or both_variables
+
+    def do_trivial(self, term: s.Term | None) -> None:
+        """`trivial`: assumption, rfl, contradiction, decide, True.intro, or both halves of a conjunction."""
+        need_no_term("trivial", term)
+        self.main()
+        unsure = False
+        for name in ("assumption", "rfl", "contradiction", "decide"):
+            saved = self.snapshot()
+            try:
+                getattr(self, f"do_{name}")(None)
+                return
+            except OutOfSteps:
+                raise
+            except LeanError as error:
+                self.restore(saved)
+                unsure = unsure or isinstance(error, Unsupported)
+        of = self.meta.whnf(self.main()[1].type, reducible_only=True)
+        if of == Const("True"):
+            self.close(Const("True.intro"))
+        elif head_name(of) == "And":
+            self.apply_term(Const("And.intro"), "trivial", "And.intro")
+            rest = self.goals[2:]
+            for uid in self.goals[:2]:
+                self.goals = [uid]
+                self.do_trivial(None)
+            self.goals = rest
+        else:
+            raise Unsupported("`trivial` for this goal") if unsure else self.failed("trivial")

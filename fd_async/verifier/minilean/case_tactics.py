@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from fd_async.verifier.minilean import prelude
 from fd_async.verifier.minilean import syntax as s
 from fd_async.verifier.minilean.errors import LeanError, Unsupported
 from fd_async.verifier.minilean.expr import (
@@ -22,10 +21,9 @@ from fd_async.verifier.minilean.expr import (
     spine,
     substitute,
 )
+from fd_async.verifier.minilean.goal_tactics import GoalTactics
+from fd_async.verifier.minilean.goals import names_of
 from fd_async.verifier.minilean.meta import Context, Local
-
-if TYPE_CHECKING:
-    from fd_async.verifier.minilean.tactics import Tactics
 
 CONSTRUCTORS: dict[str, list[tuple[str, list[str]]]] = {
     "And": [("intro", ["left", "right"])],
@@ -37,10 +35,33 @@ CONSTRUCTORS: dict[str, list[tuple[str, list[str]]]] = {
 }
 
 
-class CaseTactics:
+class CaseTactics(GoalTactics):
     """Part of the engine."""
 
-    def major(self: Tactics, value: Expr) -> tuple[str, list[Expr]]:
+    def do_intro(self, term: s.Term | None) -> None:
+        """`intro a b`, `intro ⟨a, b⟩` for one pattern, or `intro` for an unnamed one."""
+        if isinstance(term, s.Anonymous):
+            self.rintro([as_pattern(term)])
+            return
+        names = names_of(term)
+        if names is None:
+            raise Unsupported("`intro` with this pattern", term.span if term else None)
+        for name, _ in names or [("_", (0, 0))]:
+            self.intro_one(name)
+
+    def do_intros(self, term: s.Term | None) -> None:
+        """`intros` takes every visible binder, without names."""
+        names = names_of(term)
+        if names is None:
+            raise Unsupported("`intros` with this pattern", term.span if term else None)
+        for name, _ in names:
+            self.intro_one(name)
+        if not names:
+            self.main()
+            while isinstance(self.meta.whnf_core(self.main()[1].type), Pi):
+                self.intro_one("_")
+
+    def major(self, value: Expr) -> tuple[str, list[Expr]]:
         """Connective and parameters of the type of a term that is taken apart."""
         of = self.meta.whnf(self.meta.instantiate(self.meta.infer(value)))
         name = head_name(of)
@@ -55,9 +76,7 @@ class CaseTactics:
             raise Unsupported("taking apart something whose type is not known yet")
         return name, params
 
-    def split(
-        self: Tactics, value: Expr, names: list[list[str]], *, tags: bool = True
-    ) -> list[tuple[int, list[Local]]]:
+    def split(self, value: Expr, names: list[list[str]], *, tags: bool = True) -> list[tuple[int, list[Local]]]:
         """Replace the main goal by one goal per constructor; returns them with the new locals."""
         _, goal = self.main()
         name, params = self.major(value)
@@ -81,7 +100,7 @@ class CaseTactics:
         return result
 
     def _field_locals(
-        self: Tactics, name: str, params: list[Expr], constructor: str, fields: list[str], given: list[str]
+        self, name: str, params: list[Expr], constructor: str, fields: list[str], given: list[str]
     ) -> list[Local]:
         if len(given) > len(fields):
             raise LeanError(
@@ -98,19 +117,19 @@ class CaseTactics:
         first = self._field_local(named[0], fields[0], first_type)
         return [first, self._field_local(named[1], fields[1], second_type(FVar(first.uid)))]
 
-    def _field_local(self: Tactics, name: str, default: str, of: Expr) -> Local:
+    def _field_local(self, name: str, default: str, of: Expr) -> Local:
         if name == "_":
             return self.meta.new_local(default, of, accessible=False)
         return self.meta.new_local(name, of)
 
-    def do_cases(self: Tactics, term: s.Term | None) -> None:
+    def do_cases(self, term: s.Term | None) -> None:
         """`cases h` without names."""
         if term is None:
             raise LeanError("unexpected end of input; expected term")
         self.main()
         self.cases(term, None)
 
-    def cases(self: Tactics, term: s.Term, alternatives: list[s.Alternative] | None) -> None:
+    def cases(self, term: s.Term, alternatives: list[s.Alternative] | None) -> None:
         """`cases e with | ctor names => tactics`."""
         self.main()
         value = self.elab.complete(term, None)
@@ -143,13 +162,13 @@ class CaseTactics:
 
     # ---------------------------------------------------------------- patterns
 
-    def rcases(self: Tactics, tactic: s.Destruct) -> None:
+    def rcases(self, tactic: s.Destruct) -> None:
         """`rcases e with p`, `obtain p := e`."""
         self.main()
         value = self.elab.complete(tactic.term, None)
         self.destructure_term(value, tactic.pattern)
 
-    def destructure_term(self: Tactics, value: Expr, pattern: s.Pattern) -> None:
+    def destructure_term(self, value: Expr, pattern: s.Pattern) -> None:
         """Take a term apart by a pattern; the main goal becomes one goal per alternative."""
         rest = self.goals[1:]
         self.goals = self.goals[:1]
@@ -157,7 +176,7 @@ class CaseTactics:
         self._destructure([(value, pattern)], done)
         self.goals = [*done, *rest]
 
-    def rintro(self: Tactics, patterns: list[s.Pattern]) -> None:
+    def rintro(self, patterns: list[s.Pattern]) -> None:
         """`rintro p q`."""
         self.main()
         rest, current = self.goals[1:], self.goals[:1]
@@ -174,7 +193,7 @@ class CaseTactics:
             current = done
         self.goals = [*current, *rest]
 
-    def _destructure(self: Tactics, work: list[tuple[Expr, s.Pattern]], done: list[int]) -> None:
+    def _destructure(self, work: list[tuple[Expr, s.Pattern]], done: list[int]) -> None:
         """Process (term, pattern) pairs on the main goal; finished goals go to `done`."""
         self.elab.budget.tick(5)
         if not work:
@@ -193,7 +212,7 @@ class CaseTactics:
             self._split_pattern(value, pattern, later, done)
 
     def _split_pattern(
-        self: Tactics, value: Expr, pattern: s.Pattern, later: list[tuple[Expr, s.Pattern]], done: list[int]
+        self, value: Expr, pattern: s.Pattern, later: list[tuple[Expr, s.Pattern]], done: list[int]
     ) -> None:
         name, _ = self.major(value)
         if pattern.kind == "or":
@@ -210,7 +229,7 @@ class CaseTactics:
             fields = [(FVar(local.uid), part) for local, part in zip(locals_, parts, strict=True)]
             self._destructure([*fields, *later], done)
 
-    def _tuple_parts(self: Tactics, name: str, pattern: s.Pattern) -> list[s.Pattern]:
+    def _tuple_parts(self, name: str, pattern: s.Pattern) -> list[s.Pattern]:
         parts = list(pattern.parts)
         if name not in ("And", "Iff", "Exists") or len(parts) < 2:
             raise Unsupported("this pattern for this type", pattern.span)
@@ -218,7 +237,7 @@ class CaseTactics:
             parts = [parts[0], s.Pattern(pattern.span, "tuple", parts=parts[1:])]
         return parts
 
-    def _name_value(self: Tactics, value: Expr, name: str) -> None:
+    def _name_value(self, value: Expr, name: str) -> None:
         """Give a name to a term: rename a local, or add a hypothesis."""
         _, goal = self.main()
         if isinstance(value, FVar) and any(local.uid == value.uid for local in goal.context):
@@ -242,10 +261,10 @@ class CaseTactics:
 
     # ---------------------------------------------------------------- equations and decisions
 
-    def _is_equation(self: Tactics, value: Expr) -> bool:
+    def _is_equation(self, value: Expr) -> bool:
         return head_name(self.meta.whnf_core(self.meta.instantiate(self.meta.infer(value)))) == "Eq"
 
-    def do_subst(self: Tactics, term: s.Term | None) -> None:
+    def do_subst(self, term: s.Term | None) -> None:
         """`subst h`, for an equation with a variable on one side."""
         if not isinstance(term, s.Ident) or "." in term.name:
             raise Unsupported("`subst` with this argument", term.span if term else None)
@@ -254,7 +273,7 @@ class CaseTactics:
             raise Unsupported("`subst` with something that is no equation", term.span)
         self._substitute(FVar(local.uid))
 
-    def _substitute(self: Tactics, value: Expr) -> None:
+    def _substitute(self, value: Expr) -> None:
         """Replace the variable of an equation `x = e` or `e = x` everywhere; the right side is tried first."""
         of, left, right = spine(self.meta.whnf_core(self.meta.instantiate(self.meta.infer(value))))[1]
         if not isinstance(value, FVar):
@@ -265,7 +284,7 @@ class CaseTactics:
                 return
         raise Unsupported("an equation without a variable on one side")
 
-    def _replace(self: Tactics, equation: FVar, of: Expr, variable: FVar, other: Expr, forward: bool) -> None:
+    def _replace(self, equation: FVar, of: Expr, variable: FVar, other: Expr, forward: bool) -> None:
         """Prove the goal from the goal with `variable` replaced by `other`, hypotheses included."""
         _, goal = self.main()
         rest = [local for local in goal.context if local.uid != equation.uid]
@@ -293,7 +312,7 @@ class CaseTactics:
         value = app("#Eq.subst", of, other, variable, motive, equality, proof)
         self.close(app(value, *[FVar(local.uid) for local in dependents]), [inner.uid])
 
-    def by_cases(self: Tactics, tactic: s.Typed) -> None:
+    def by_cases(self, tactic: s.Typed) -> None:
         """`by_cases h : p`, by excluded middle."""
         _, goal = self.main()
         prop = self.elab.complete(tactic.term, None)
@@ -310,3 +329,14 @@ class CaseTactics:
             goals.append(inner.uid)
         choice = App(Const("Classical.em"), prop)
         self.close(app("Or.elim", prop, app("Not", prop), goal.type, choice, *branches), goals)
+
+
+def as_pattern(term: s.Term) -> s.Pattern:
+    match term:
+        case s.Anonymous(span=span, args=args):
+            return s.Pattern(span, "tuple", parts=[as_pattern(arg) for arg in args])
+        case s.Ident(span=span, name=name, explicit=False) if "." not in name and not prelude.is_nameable(name):
+            return s.Pattern(span, "name", name)
+        case s.Hole(span=span, synthetic=False):
+            return s.Pattern(span, "name", "_")
+    raise Unsupported("this pattern", term.span)

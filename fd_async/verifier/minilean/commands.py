@@ -15,7 +15,7 @@ from fd_async.verifier.minilean.errors import RECURSION, Budget, LeanError, OutO
 from fd_async.verifier.minilean.expr import Expr, Lam
 from fd_async.verifier.minilean.goals import Message
 from fd_async.verifier.minilean.kernel import STANDARD_AXIOMS, Kernel, KernelError
-from fd_async.verifier.minilean.lexer import blank_comments, refuse_token, split_commands, tokenize
+from fd_async.verifier.minilean.lexer import blank_comments, refuse_token, span_of, split_commands, tokenize
 from fd_async.verifier.minilean.meta import Context
 from fd_async.verifier.minilean.parser import parse_command
 from fd_async.verifier.minilean.statements import check_statement, close_over, elab_signature
@@ -24,7 +24,7 @@ from fd_async.verifier.minilean.tactics import Tactics
 MAX_CHARS = 200_000
 COMMAND_COST = 100
 NAMESPACES = {"Nat", "Int", "Classical"}
-BOOLEAN_OPTIONS = {"autoImplicit", "relaxedAutoImplicit", "pp.all", "pp.universes", "pp.explicit", "pp.proofs",
+BOOLEAN_OPTIONS = {"autoImplicit", "relaxedAutoImplicit", "pp.all", "pp.explicit", "pp.proofs",
                    "pp.unicode.fun", "pp.fvars.anonymous", "linter.all", "linter.unusedVariables",
                    "linter.unusedVariables.funArgs"}  # fmt: skip
 NUMBER_OPTIONS = {"maxHeartbeats": 200_000, "maxRecDepth": 512}
@@ -103,7 +103,7 @@ class Runner:
         self.messages.append(Message(severity, span, data))
 
     def _command(self, tokens: list[Token]) -> None:
-        span = (tokens[0].start_pos or 0, tokens[0].end_pos or 0)
+        span = span_of(tokens[0])
         try:
             self.budget.tick(COMMAND_COST)
         except OutOfSteps as error:
@@ -168,6 +168,7 @@ class Runner:
         elab = Elaborator(self.constant_type, set(self.environment.theorems), self.budget, self.text)
         engine = Tactics(elab)
         elab.run_block = engine.run_block
+        elab.own_name, elab.own_span = command.name, command.name_span
         context, target = elab_signature(elab, command.binders, command.type)
         closed = close_over(context, command.binders, target)
         check_statement(closed, self.constant_type, self.budget, command.type.span)

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from fd_async.verifier.minilean import prelude
 from fd_async.verifier.minilean import syntax as s
+from fd_async.verifier.minilean.applications import Applications
 from fd_async.verifier.minilean.errors import LeanError, Unsupported
 from fd_async.verifier.minilean.expr import Expr, FVar, Lam, MVar, Pi, head_name, spine
 from fd_async.verifier.minilean.meta import Local
 
-if TYPE_CHECKING:
-    from fd_async.verifier.minilean.elaborator import Elaborator
 
-
-class Functions:
+class Functions(Applications):
     """Part of the elaborator."""
 
-    def elab_fun(self: Elaborator, term: s.Fun, binders: list[s.Binder], expected: Expr | None) -> Expr:
+    def elab_fun(self, term: s.Fun, binders: list[s.Binder], expected: Expr | None) -> Expr:
         if not binders:
             return self.elab(term.body, None) if expected is None else self.ensure(term.body, expected)
         binder = binders[0]
@@ -46,7 +43,7 @@ class Functions:
             raise Unsupported("`fun` without a type for its variable", binder.span)
         return self._fun_body(term, binders, domain, of)
 
-    def _fun_body(self: Elaborator, term: s.Fun, binders: list[s.Binder], domain: Expr, of: Pi | None) -> Expr:
+    def _fun_body(self, term: s.Fun, binders: list[s.Binder], domain: Expr, of: Pi | None) -> Expr:
         binder = binders[0]
         local = self.meta.new_local(binder.name, domain)
         target = None if of is None else self.meta.open(of, FVar(local.uid))
@@ -59,7 +56,7 @@ class Functions:
                 body = self.elab_fun(term, binders[1:], target)
         return Lam(local.uid, local.name, domain, body)
 
-    def destructure(self: Elaborator, local: Local, pattern: s.Pattern, target: Expr, rest: Callable[[], Expr]) -> Expr:
+    def destructure(self, local: Local, pattern: s.Pattern, target: Expr, rest: Callable[[], Expr]) -> Expr:
         """`match local with | pattern => rest ()` for a tuple of names; `local` is out of reach in `rest`."""
         of = self.meta.whnf(self.meta.instantiate(local.type))
         name, params = head_name(of), spine(of)[1]
@@ -82,7 +79,7 @@ class Functions:
         branch = Lam(first_local.uid, first_local.name, first_local.type, inner)
         return self.eliminate(name, params, target, FVar(local.uid), [branch])
 
-    def _pattern_local(self: Elaborator, pattern: s.Pattern, of: Expr) -> Local:
+    def _pattern_local(self, pattern: s.Pattern, of: Expr) -> Local:
         if pattern.kind == "tuple":
             return self.meta.new_local("_", of)
         if pattern.kind != "name":
@@ -91,7 +88,7 @@ class Functions:
             raise Unsupported(f"a pattern variable with the name of a constant `{pattern.name}`", pattern.span)
         return self.meta.new_local(pattern.name, of)
 
-    def elab_anonymous(self: Elaborator, term: s.Anonymous, expected: Expr | None) -> Expr:
+    def elab_anonymous(self, term: s.Anonymous, expected: Expr | None) -> Expr:
         of = None if expected is None else self.meta.whnf(expected, reducible_only=True)
         if of is None or isinstance(of, MVar):
             raise LeanError(

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from fd_async.verifier.minilean import prelude
 from fd_async.verifier.minilean import syntax as s
 from fd_async.verifier.minilean.errors import LeanError, Unsupported
 from fd_async.verifier.minilean.expr import (
@@ -21,11 +18,8 @@ from fd_async.verifier.minilean.expr import (
     spine,
     walk,
 )
-from fd_async.verifier.minilean.goals import names_of
+from fd_async.verifier.minilean.goals import GoalState
 from fd_async.verifier.minilean.meta import Local
-
-if TYPE_CHECKING:
-    from fd_async.verifier.minilean.tactics import Tactics
 
 NO_BINDERS = "There are no additional binders or `let` bindings in the goal to introduce"
 
@@ -36,21 +30,10 @@ def need_no_term(name: str, term: s.Term | None) -> None:
         raise LeanError("unexpected term; expected command", term.span)
 
 
-class GoalTactics:
+class GoalTactics(GoalState):
     """Part of the engine: one `do_NAME` per tactic, given its argument."""
 
-    def do_intro(self: Tactics, term: s.Term | None) -> None:
-        """`intro a b`, `intro ⟨a, b⟩` for one pattern, or `intro` for an unnamed one."""
-        if isinstance(term, s.Anonymous):
-            self.rintro([as_pattern(term)])
-            return
-        names = names_of(term)
-        if names is None:
-            raise Unsupported("`intro` with this pattern", term.span if term else None)
-        for name, _ in names or [("_", (0, 0))]:
-            self.intro_one(name)
-
-    def intro_one(self: Tactics, name: str) -> Local:
+    def intro_one(self, name: str) -> Local:
         """Introduce one binder."""
         _, goal = self.main()
         of = self.meta.whnf_core(goal.type)
@@ -65,26 +48,14 @@ class GoalTactics:
         self.introduce(local, self.meta.open(of, FVar(local.uid)))
         return local
 
-    def do_intros(self: Tactics, term: s.Term | None) -> None:
-        """`intros` takes every visible binder, without names."""
-        names = names_of(term)
-        if names is None:
-            raise Unsupported("`intros` with this pattern", term.span if term else None)
-        for name, _ in names:
-            self.intro_one(name)
-        if not names:
-            self.main()
-            while isinstance(self.meta.whnf_core(self.main()[1].type), Pi):
-                self.intro_one("_")
-
-    def do_exact(self: Tactics, term: s.Term | None) -> None:
+    def do_exact(self, term: s.Term | None) -> None:
         """`exact e`."""
         if term is None:
             raise LeanError("unexpected end of input; expected term")
         _, goal = self.main()
         self.close(self.elab.complete(term, goal.type))
 
-    def do_refine(self: Tactics, term: s.Term | None) -> None:
+    def do_refine(self, term: s.Term | None) -> None:
         """`refine e`, whose `?_` become goals."""
         if term is None:
             raise LeanError("unexpected end of input; expected term")
@@ -101,11 +72,11 @@ class GoalTactics:
             )
         self.close(value, new_goals)
 
-    def _child_tag(self: Tactics, parent: str, name: str) -> str:
+    def _child_tag(self, parent: str, name: str) -> str:
         name = name.rstrip("✝")
         return f"{parent}.{name}" if parent else name
 
-    def do_apply(self: Tactics, term: s.Term | None) -> None:
+    def do_apply(self, term: s.Term | None) -> None:
         """`apply e`: as many arguments become goals as make the result fit."""
         if term is None:
             raise LeanError("unexpected end of input; expected term")
@@ -127,7 +98,7 @@ class GoalTactics:
             self.elab.new_goals = saved
         self.apply_term(fn, "apply", self.elab.source(term.span))
 
-    def apply_term(self: Tactics, fn: Expr, tactic: str, shown: str) -> None:
+    def apply_term(self, fn: Expr, tactic: str, shown: str) -> None:
         """Apply a term to new goals; see Lean's `MVarId.apply` for how many."""
         _, goal = self.main()
         of = self.meta.infer(fn)
@@ -146,27 +117,23 @@ class GoalTactics:
             f"  {self.elab.show(goal.type)}\n\n{self.text(self.goals[0])}"
         )
 
-    def _arity(self: Tactics, of: Expr) -> tuple[int, bool]:
+    def _arity(self, of: Expr) -> tuple[int, bool]:
         count = 0
         while True:
             of = self.meta.whnf(of)
             if not isinstance(of, Pi):
                 return count, isinstance(spine(of)[0], MVar) or self._ends_in_variable(of)
             local = self.meta.new_local(of.name, of.type, accessible=False)
-            self._arity_locals.add(local.uid)
+            self.opened.add(local.uid)
             of = self.meta.open(of, FVar(local.uid))
             count += 1
 
-    def _ends_in_variable(self: Tactics, of: Expr) -> bool:
+    def _ends_in_variable(self, of: Expr) -> bool:
         """The result is one of the arguments (as in `False.elim : False → C`): it fits any goal."""
         head = spine(of)[0]
-        return isinstance(head, FVar) and head.uid in self._arity_locals
+        return isinstance(head, FVar) and head.uid in self.opened
 
-    @property
-    def _arity_locals(self: Tactics) -> set[int]:
-        return self.__dict__.setdefault("_opened", set())
-
-    def _telescope(self: Tactics, of: Expr, count: int) -> tuple[list[MVar], list[str], Expr]:
+    def _telescope(self, of: Expr, count: int) -> tuple[list[MVar], list[str], Expr]:
         _, goal = self.main()
         holes: list[MVar] = []
         names: list[str] = []
@@ -181,7 +148,7 @@ class GoalTactics:
             of = self.meta.open(of, holes[-1])
         return holes, names, of
 
-    def _close_applied(self: Tactics, fn: Expr, holes: list[MVar], names: list[str]) -> None:
+    def _close_applied(self, fn: Expr, holes: list[MVar], names: list[str]) -> None:
         _, goal = self.main()
         open_holes = [(hole, name) for hole, name in zip(holes, names, strict=True) if hole.uid not in self.meta.values]
         types = [self.meta.instantiate(self.meta.goals[hole.uid].type) for hole, _ in open_holes]
@@ -195,7 +162,7 @@ class GoalTactics:
             self.meta.goals[hole.uid].tag = self._child_tag(goal.tag, name) if many else goal.tag
         self.close(app(fn, *holes), [*new, *sorted(others)])
 
-    def do_constructor(self: Tactics, term: s.Term | None) -> None:
+    def do_constructor(self, term: s.Term | None) -> None:
         """`constructor`: the first constructor of the goal's connective."""
         need_no_term("constructor", term)
         _, goal = self.main()
@@ -209,22 +176,22 @@ class GoalTactics:
             raise self.failed("constructor", "target is not an inductive datatype")
         self.apply_term(Const(table[name]), "constructor", table[name])
 
-    def do_left(self: Tactics, term: s.Term | None) -> None:
+    def do_left(self, term: s.Term | None) -> None:
         """`left`."""
         self._side("left", "Or.inl", term)
 
-    def do_right(self: Tactics, term: s.Term | None) -> None:
+    def do_right(self, term: s.Term | None) -> None:
         """`right`."""
         self._side("right", "Or.inr", term)
 
-    def _side(self: Tactics, name: str, constructor: str, term: s.Term | None) -> None:
+    def _side(self, name: str, constructor: str, term: s.Term | None) -> None:
         need_no_term(name, term)
         _, goal = self.main()
         if head_name(self.meta.whnf(goal.type, reducible_only=True)) != "Or":
             raise self.failed(name, "target is not an inductive datatype with two constructors")
         self.apply_term(Const(constructor), name, constructor)
 
-    def do_exfalso(self: Tactics, term: s.Term | None) -> None:
+    def do_exfalso(self, term: s.Term | None) -> None:
         """`exfalso`."""
         need_no_term("exfalso", term)
         _, goal = self.main()
@@ -233,7 +200,7 @@ class GoalTactics:
         inner = self.new_goal(goal.context, FALSE, goal.tag)
         self.close(app("False.elim", goal.type, inner), [inner.uid])
 
-    def do_assumption(self: Tactics, term: s.Term | None) -> None:
+    def do_assumption(self, term: s.Term | None) -> None:
         """`assumption`: the latest hypothesis that has the goal's type."""
         need_no_term("assumption", term)
         _, goal = self.main()
@@ -242,7 +209,7 @@ class GoalTactics:
             raise self.failed("assumption")
         self.close(FVar(found.uid))
 
-    def matching(self: Tactics, of: Expr) -> Local | None:
+    def matching(self, of: Expr) -> Local | None:
         """The latest hypothesis of a type. With open holes the choice could differ from Lean's: refused."""
         if self.meta.holes(of):
             raise Unsupported("searching hypotheses for a type that is not known yet")
@@ -251,16 +218,18 @@ class GoalTactics:
                 return local
         return None
 
-    def do_contradiction(self: Tactics, term: s.Term | None) -> None:
+    def do_contradiction(self, term: s.Term | None) -> None:
         """`contradiction`: a hypothesis `False`, or `p` and `¬p`."""
         need_no_term("contradiction", term)
         _, goal = self.main()
         proof = self.refutation()
         if proof is None:
+            if any(head_name(local.type) in ("Eq", "Ne", "LT.Nat", "LE.Nat", "Exists") for local in goal.context):
+                raise Unsupported("`contradiction` from facts about numbers")
             raise self.failed("contradiction")
         self.close(app("False.elim", goal.type, proof))
 
-    def refutation(self: Tactics) -> Expr | None:
+    def refutation(self) -> Expr | None:
         """A proof of False from the hypotheses, by Lean's `contradiction` without its search in data."""
         _, goal = self.main()
         for local in goal.context:
@@ -281,40 +250,3 @@ class GoalTactics:
             if found is not None:
                 return App(FVar(local.uid), FVar(found.uid))
         return None
-
-    def do_trivial(self: Tactics, term: s.Term | None) -> None:
-        """`trivial`: assumption, rfl, contradiction, decide, True.intro, or both halves of a conjunction."""
-        need_no_term("trivial", term)
-        self.main()
-        for name in ("assumption", "rfl", "contradiction", "decide"):
-            saved = self.snapshot()
-            try:
-                getattr(self, f"do_{name}")(None)
-                return
-            except Unsupported:
-                self.restore(saved)
-            except LeanError:
-                self.restore(saved)
-        of = self.meta.whnf(self.main()[1].type, reducible_only=True)
-        if of == Const("True"):
-            self.close(Const("True.intro"))
-        elif head_name(of) == "And":
-            self.apply_term(Const("And.intro"), "trivial", "And.intro")
-            rest = self.goals[2:]
-            for uid in self.goals[:2]:
-                self.goals = [uid]
-                self.do_trivial(None)
-            self.goals = rest
-        else:
-            raise self.failed("trivial")
-
-
-def as_pattern(term: s.Term) -> s.Pattern:
-    match term:
-        case s.Anonymous(span=span, args=args):
-            return s.Pattern(span, "tuple", parts=[as_pattern(arg) for arg in args])
-        case s.Ident(span=span, name=name, explicit=False) if "." not in name and not prelude.is_nameable(name):
-            return s.Pattern(span, "name", name)
-        case s.Hole(span=span, synthetic=False):
-            return s.Pattern(span, "name", "_")
-    raise Unsupported("this pattern", term.span)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 from msgspec import Struct
 
 from fd_async.verifier.minilean import syntax as s
 from fd_async.verifier.minilean.elaborator import Elaborator
-from fd_async.verifier.minilean.errors import LeanError, Unsupported
+from fd_async.verifier.minilean.errors import LeanError, OutOfSteps, Unsupported
 from fd_async.verifier.minilean.expr import App, Expr, Lam, MVar, SorryProof, occurs
 from fd_async.verifier.minilean.meta import Context, Goal, Local
 from fd_async.verifier.minilean.printer import goal_text
@@ -31,7 +32,7 @@ class Snapshot(Struct):
     sorries: int
 
 
-class GoalState:
+class GoalState(ABC):
     """Goals are holes of the elaborator; the first one is the main goal."""
 
     def __init__(self, elab: Elaborator) -> None:
@@ -39,6 +40,8 @@ class GoalState:
         self.meta = elab.meta
         self.goals: list[int] = []
         self.messages: list[Message] = []
+        self.opened: set[int] = set()
+        """Locals that stand for the arguments of a type whose arity is counted."""
         self.sorry_span: s.Span = (0, 0)
         self.recover = True
         """False inside `try` and `first`: an error must escape instead of being logged."""
@@ -139,6 +142,36 @@ class GoalState:
             if uid not in self.meta.values:
                 self.meta.values[uid] = SorryProof(self.meta.instantiate(self.meta.goals[uid].type))
         self.goals = []
+
+    @abstractmethod
+    def run(self, tactic: s.Tactic) -> None:
+        """Run one tactic."""
+
+    def run_to_end(self, block: s.Block, span: s.Span) -> None:
+        """Run a block that must solve all current goals."""
+        try:
+            self.sequence(block)
+            self.prune()
+            if self.goals:
+                raise at(self.unsolved(), span)
+        except OutOfSteps:
+            raise
+        except LeanError as error:
+            if not self.recover:
+                raise
+            self.log(error, span)
+            self.admit_all()
+
+    def sequence(self, block: s.Block) -> None:
+        """Run tactics in order."""
+        for tactic in block.tactics:
+            self.run(tactic)
+
+
+def at(error: LeanError, span: s.Span) -> LeanError:
+    """The error with a position, unless it has one."""
+    error.span = error.span or span
+    return error
 
 
 def names_of(term: s.Term | None) -> list[tuple[str, s.Span]] | None:

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from fd_async.verifier.minilean import syntax as s
+from fd_async.verifier.minilean.case_tactics import CaseTactics
 from fd_async.verifier.minilean.errors import LeanError, Unsupported
 from fd_async.verifier.minilean.expr import App, Const, Expr, FVar, Lam, Pi, SorryProof
 from fd_async.verifier.minilean.goal_tactics import need_no_term
 from fd_async.verifier.minilean.goals import names_of
 from fd_async.verifier.minilean.meta import Local
 
-if TYPE_CHECKING:
-    from fd_async.verifier.minilean.tactics import Tactics
 
-
-class HypothesisTactics:
+class HypothesisTactics(CaseTactics):
     """Part of the engine."""
 
-    def have(self: Tactics, decl: s.HaveDecl) -> None:
+    def have(self, decl: s.HaveDecl) -> None:
         """`have h : T := e`."""
         self.main()
         if decl.binders:
@@ -37,12 +33,12 @@ class HypothesisTactics:
         if decl.pattern is not None:
             self.destructure_term(FVar(local.uid), decl.pattern)
 
-    def _check_type(self: Tactics, of: Expr, decl: s.HaveDecl) -> None:
+    def _check_type(self, of: Expr, decl: s.HaveDecl) -> None:
         if not self.meta.is_prop(of):
             shown = self.elab.show(of)
             raise Unsupported(f"`have` of type {shown}, which is no proposition", decl.span)
 
-    def suffices(self: Tactics, tactic: s.SufficesTactic) -> None:
+    def suffices(self, tactic: s.SufficesTactic) -> None:
         """`suffices h : T from e`: the goal becomes T."""
         _, goal = self.main()
         of = self.elab.complete(tactic.type, None)
@@ -54,7 +50,7 @@ class HypothesisTactics:
         inner = self.new_goal(goal.context, of, goal.tag)
         self.close(App(Lam(local.uid, local.name, of, body), inner), [inner.uid])
 
-    def show_goal(self: Tactics, of: s.Term) -> None:
+    def show_goal(self, of: s.Term) -> None:
         """`show T`: the goal, written as T."""
         _, goal = self.main()
         wanted = self.elab.complete(of, None)
@@ -66,7 +62,7 @@ class HypothesisTactics:
         inner = self.new_goal(goal.context, wanted, goal.tag)
         self.close(inner, [inner.uid])
 
-    def do_specialize(self: Tactics, term: s.Term | None) -> None:
+    def do_specialize(self, term: s.Term | None) -> None:
         """`specialize h a b`: replaces h."""
         head = term.fn if isinstance(term, s.Apply) else None
         if term is None or not isinstance(head, s.Ident) or "." in head.name:
@@ -84,13 +80,13 @@ class HypothesisTactics:
         inner = self.new_goal(context, goal.type, goal.tag)
         self.close(App(Lam(new.uid, new.name, of, inner), value), [inner.uid])
 
-    def _some_names(self: Tactics, tactic: str, term: s.Term | None) -> list[tuple[str, s.Span]]:
+    def _some_names(self, tactic: str, term: s.Term | None) -> list[tuple[str, s.Span]]:
         names = names_of(term)
         if not names:
             raise Unsupported(f"`{tactic}` with this argument", term.span if term else None)
         return names
 
-    def do_clear(self: Tactics, term: s.Term | None) -> None:
+    def do_clear(self, term: s.Term | None) -> None:
         """`clear h`."""
         for name, span in self._some_names("clear", term):
             local = self.find(name, span)
@@ -98,7 +94,7 @@ class HypothesisTactics:
             inner = self.new_goal(self.without(goal.context, local.uid, goal.type), goal.type, goal.tag)
             self.close(inner, [inner.uid])
 
-    def do_revert(self: Tactics, term: s.Term | None) -> None:
+    def do_revert(self, term: s.Term | None) -> None:
         """`revert h`, for a hypothesis on which nothing else depends."""
         for name, span in reversed(self._some_names("revert", term)):
             local = self.find(name, span)
@@ -108,7 +104,7 @@ class HypothesisTactics:
             inner = self.new_goal(rest, Pi(local.uid, local.name, local.type, goal.type), goal.tag)
             self.close(App(inner, FVar(local.uid)), [inner.uid])
 
-    def do_rename_i(self: Tactics, term: s.Term | None) -> None:
+    def do_rename_i(self, term: s.Term | None) -> None:
         """`rename_i a b`: names for the latest inaccessible hypotheses."""
         names = names_of(term)
         if not names:
@@ -116,7 +112,7 @@ class HypothesisTactics:
         uid, _ = self.main()
         self.goals[0] = self._renamed(uid, [name for name, _ in names], names[0][1])
 
-    def _renamed(self: Tactics, uid: int, names: list[str], span: s.Span) -> int:
+    def _renamed(self, uid: int, names: list[str], span: s.Span) -> int:
         """The goal with its latest inaccessible locals renamed, the last name for the last local."""
         goal = self.meta.goals[uid]
         context, left, shadowed = list(goal.context), list(names), set()
@@ -135,18 +131,18 @@ class HypothesisTactics:
         self.meta.values[uid] = inner
         return inner.uid
 
-    def do_skip(self: Tactics, term: s.Term | None) -> None:
+    def do_skip(self, term: s.Term | None) -> None:
         """`skip`."""
         need_no_term("skip", term)
 
-    def do_done(self: Tactics, term: s.Term | None) -> None:
+    def do_done(self, term: s.Term | None) -> None:
         """`done`."""
         need_no_term("done", term)
         self.prune()
         if self.goals:
             raise self.unsolved()
 
-    def do_sorry(self: Tactics, term: s.Term | None) -> None:
+    def do_sorry(self, term: s.Term | None) -> None:
         """`sorry`: closes the goal and marks the theorem."""
         need_no_term("sorry", term)
         uid, goal = self.main()
@@ -155,7 +151,7 @@ class HypothesisTactics:
         self.elab.sorries.append((self.sorry_span, self.text(uid)))
         self.close(SorryProof(goal.type))
 
-    def do_admit(self: Tactics, term: s.Term | None) -> None:
+    def do_admit(self, term: s.Term | None) -> None:
         """`admit`: `sorry` that the protocol does not list."""
         need_no_term("admit", term)
         _, goal = self.main()

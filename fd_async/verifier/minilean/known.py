@@ -11,7 +11,7 @@ from importlib import resources
 
 @functools.cache
 def _lists() -> dict[str, frozenset[str]]:
-    text = resources.files(__package__).joinpath("known_words.txt").read_text(encoding="utf-8")
+    text = resources.files("fd_async.verifier.minilean").joinpath("known_words.txt").read_text(encoding="utf-8")
     lists: dict[str, set[str]] = {}
     for line in text.splitlines():
         key, colon, words = line.partition(":")

@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from lark import Token
 from msgspec import Struct
 
+from fd_async.verifier.minilean.lexer import column_of
+
 OPENERS = {"LPAR": "RPAR", "LBRACE": "RBRACE", "LANGLE": "RANGLE"}
 CLOSERS = set(OPENERS.values())
 BLOCK_WORDS = {"try", "repeat", "all_goals", "any_goals"}
@@ -71,10 +73,10 @@ class Layout:
         if self.open_next:
             self.open_next = False
             self._insert("_OPEN", token)
-            if (first and token.column <= self._column_floor()) or token.type in CLOSERS:
+            if (first and column_of(token) <= self._column_floor()) or token.type in CLOSERS:
                 self._insert("_CLOSE", token)
             else:
-                self.stack.append(Context("block", token.column))
+                self.stack.append(Context("block", column_of(token)))
                 first = False
         if first:
             self._new_line(token)
@@ -85,21 +87,21 @@ class Layout:
         while self.stack and not self.stack[-1].bracket:
             top = self.stack[-1]
             if top.kind == "have":
-                if token.column <= top.column:
+                if column_of(token) <= top.column:
                     self.stack.pop()
                     self._insert("_HSEP", token)
                 return
             elif top.kind in ("alts", "first"):
-                if token.type == "BAR" and token.column >= top.column:
+                if token.type == "BAR" and column_of(token) >= top.column:
                     return
                 self.stack.pop()
             elif top.kind == "block":
-                if token.column > top.column:
+                if column_of(token) > top.column:
                     return
-                if token.column == top.column:
+                if column_of(token) == top.column:
                     if token.type not in ("BAR", "THEN") and token.type not in CLOSERS and not self.alts_next:
                         self.pattern = False
-                        if self.out[-1].type != "SEMI":
+                        if self.out[-1].type not in ("SEMI", "THEN"):
                             self._insert("_SEP", token)
                     return
                 self._pop(token)
@@ -130,7 +132,7 @@ class Layout:
         for context in reversed(self.stack):
             if context.bracket:
                 return None
-            if context.kind in ("alts", "first") and token.column >= context.column:
+            if context.kind in ("alts", "first") and column_of(token) >= context.column:
                 return context
         return None
 
@@ -141,7 +143,7 @@ class Layout:
         starts = self._at_tactic_start()
         word = str(token)
         if token.type == "BAR" and self.alts_next:
-            self.stack.append(Context(self.alts_next, token.column))
+            self.stack.append(Context(self.alts_next, column_of(token)))
             self.alts_next = ""
         self.out.append(token)
         owner = self.stack[-1].kind if self.stack else ""
@@ -152,14 +154,14 @@ class Layout:
             self.arrow_opens = False
             self.open_next = True
         elif token.type in ("FORALL", "EXISTS"):
-            self.stack.append(Context("quant", token.column))
+            self.stack.append(Context("quant", column_of(token)))
         elif token.type in OPENERS:
-            self.stack.append(Context(OPENERS[token.type], token.column, bracket=True))
+            self.stack.append(Context(OPENERS[token.type], column_of(token), bracket=True))
             self.open_next = starts and token.type != "LANGLE"
         elif token.type in ("BY", "CDOT"):
             self.open_next = True
         elif token.type == "HAVE" and not starts:
-            self.stack.append(Context("have", token.column))
+            self.stack.append(Context("have", column_of(token)))
         elif token.type == "WITH":
             self.alts_next = "" if self.pattern else "alts"
         elif token.type in ("RCASES", "OBTAIN", "RINTRO"):

@@ -42,6 +42,16 @@ _TOKEN = re.compile(
 )
 
 
+def span_of(token: Token) -> tuple[int, int]:
+    """Start and end of a token; ours always have them."""
+    return (token.start_pos or 0, token.end_pos or 0)
+
+
+def column_of(token: Token) -> int:
+    """Column of a token, from 1."""
+    return token.column or 1
+
+
 def blank_comments(text: str) -> str:
     """Replace `-- ...` and nested `/- ... -/` by spaces; documentation comments stay recognisable as `/--`."""
     out: list[str] = []
@@ -145,7 +155,7 @@ def split_commands(tokens: list[Token]) -> list[list[Token]]:
 
 def refuse_token(token: Token) -> LeanError:
     """The error for a token at which parsing cannot go on."""
-    span = (token.start_pos or 0, token.end_pos or 0)
+    span = span_of(token)
     if token.type in ("UNKNOWN", "KEYWORD", "COMMAND", "ATTRIBUTE", "HASH"):
         return Unsupported(f"`{token}`", span)
     if token.type == "NAME":

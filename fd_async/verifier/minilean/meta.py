@@ -135,6 +135,8 @@ class Meta:
                     raise Unsupported(f"constant `{name}`")
                 return of
             case FVar(uid):
+                if uid not in self.locals:
+                    raise Unsupported("a variable out of scope")
                 return self.locals[uid].type
             case MVar(uid):
                 return self.goals[uid].type
@@ -235,8 +237,10 @@ class Meta:
         common = min(offset_a, offset_b)
         if common:
             return self._unify(from_offset(base_a, offset_a - common), from_offset(base_b, offset_b - common))
-        if base_a is not None and base_b is not None and (base_a is not left or base_b is not right):
-            return self._unify(from_offset(base_a, offset_a), from_offset(base_b, offset_b))
+        plain_left = base_a if base_a is not None and offset_a == 0 else left  # `x + 0` is `x`
+        plain_right = base_b if base_b is not None and offset_b == 0 else right
+        if plain_left is not left or plain_right is not right:
+            return self._unify(plain_left, plain_right)
         return None
 
     def _unify_structure(self, left: Expr, right: Expr) -> bool:

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from fd_async.verifier.minilean import syntax as s
+from fd_async.verifier.minilean.elab_base import ElaboratorBase, strip_parens
 from fd_async.verifier.minilean.errors import LeanError, Unsupported
 from fd_async.verifier.minilean.expr import INT, NAT, PROP, TYPE, Expr, Lam, MVar, Pi, app, arrow
-
-if TYPE_CHECKING:
-    from fd_async.verifier.minilean.elaborator import Elaborator
 
 _CONNECTIVES = {"AND": "And", "OR": "Or", "IFF": "Iff"}
 _RELATIONS = {"≤": "LE", "<=": "LE", "<": "LT", "≥": "GE", ">=": "GE", ">": "GT"}
 _ARITHMETIC = {"PLUS": "HAdd", "MINUS": "HSub", "TIMES": "HMul"}
 
 
-class Operators:
+class Operators(ElaboratorBase):
     """Part of the elaborator. `+ - *` and relations form one tree whose leaves must agree on Nat or Int."""
 
-    def elab_operator(self: Elaborator, term: s.Binary | s.Unary, expected: Expr | None) -> Expr:
+    def elab_operator(self, term: s.Binary | s.Unary, expected: Expr | None) -> Expr:
         """Elaborate an operator by its symbol."""
         if isinstance(term, s.Unary):
             if term.op == "NOT":
@@ -34,7 +30,7 @@ class Operators:
             return self._arithmetic(term, expected)
         return self._relation(term)
 
-    def _arrow(self: Elaborator, term: s.Binary) -> Expr:
+    def _arrow(self, term: s.Binary) -> Expr:
         if isinstance(term.left, s.Ascription):
             names = _names(term.left.term)
             if names is None:
@@ -46,7 +42,7 @@ class Operators:
         return arrow(domain, self.elab_type(term.right))
 
     def elab_quantifier(
-        self: Elaborator, term: s.Quantified | s.Binary, binders: list[s.Binder], body: s.Term | None = None
+        self, term: s.Quantified | s.Binary, binders: list[s.Binder], body: s.Term | None = None
     ) -> Expr:
         """∀ and ∃ with their binders, and the dependent arrow."""
         if not binders:
@@ -69,7 +65,7 @@ class Operators:
 
     # ---------------------------------------------------------------- arithmetic
 
-    def _arithmetic(self: Elaborator, term: s.Term, expected: Expr | None) -> Expr:
+    def _arithmetic(self, term: s.Term, expected: Expr | None) -> Expr:
         leaves: list[tuple[s.Term, Expr | None]] = []
         self._leaves(term, leaves)
         kind = self._common_type([expr for _, expr in leaves if expr is not None], term.span)
@@ -82,12 +78,12 @@ class Operators:
             kind = self._default_kind(term)
         return self._build(term, kind, {id(leaf): expr for leaf, expr in leaves})
 
-    def _default_kind(self: Elaborator, *terms: s.Term) -> Expr:
+    def _default_kind(self, *terms: s.Term) -> Expr:
         if any(_has_negation(term) for term in terms):
             raise Unsupported("a negative numeral whose type is not known here", terms[0].span)
         return NAT
 
-    def _leaves(self: Elaborator, term: s.Term, leaves: list[tuple[s.Term, Expr | None]]) -> None:
+    def _leaves(self, term: s.Term, leaves: list[tuple[s.Term, Expr | None]]) -> None:
         """Elaborate the leaves without an expected type; numerals and `_` stay open (None)."""
         with self.deeper(term.span):
             inner = _operator_inside(term)
@@ -96,14 +92,14 @@ class Operators:
                 self._leaves(inner.right, leaves)
             elif isinstance(inner, s.Unary):
                 self._leaves(inner.term, leaves)
-            elif isinstance(_strip(term), s.Numeral | s.Hole):
+            elif isinstance(strip_parens(term), s.Numeral | s.Hole):
                 leaves.append((term, None))
-            elif isinstance(_strip(term), s.Fun | s.Anonymous | s.By | s.Sorry | s.DotIdent):
+            elif isinstance(strip_parens(term), s.Fun | s.Anonymous | s.By | s.Sorry | s.DotIdent):
                 raise Unsupported("this term under an operator", term.span)
             else:
                 leaves.append((term, self.elab(term, None)))
 
-    def _common_type(self: Elaborator, leaves: list[Expr], span: s.Span) -> Expr | None:
+    def _common_type(self, leaves: list[Expr], span: s.Span) -> Expr | None:
         kind: Expr | None = None
         for leaf in leaves:
             of = self.meta.whnf_core(self.meta.infer(leaf))
@@ -114,14 +110,14 @@ class Operators:
             kind = of
         return kind
 
-    def _build(self: Elaborator, term: s.Term, kind: Expr, leaves: dict[int, Expr | None]) -> Expr:
+    def _build(self, term: s.Term, kind: Expr, leaves: dict[int, Expr | None]) -> Expr:
         if id(term) in leaves:
             leaf = leaves[id(term)]
             if leaf is not None:
                 return leaf
             return self.ensure(term, kind)
         inner = _operator_inside(term)
-        suffix = {NAT: "Nat", INT: "Int"}.get(kind)
+        suffix = _suffix(kind)
         if isinstance(inner, s.Unary):
             if suffix != "Int":
                 raise LeanError(f"failed to synthesize\n  Neg {self.show(kind)}", inner.span)
@@ -134,14 +130,14 @@ class Operators:
         left = self._build(inner.left, kind, leaves)
         return app(f"{operation}.{suffix}", left, self._build(inner.right, kind, leaves))
 
-    def _relation(self: Elaborator, term: s.Binary) -> Expr:
+    def _relation(self, term: s.Binary) -> Expr:
         leaves: list[tuple[s.Term, Expr | None]] = []
         self._leaves(term.left, leaves)
         self._leaves(term.right, leaves)
         typed = [expr for _, expr in leaves if expr is not None]
         kind = self._relation_type(typed, term)
         if kind is None:
-            if any(isinstance(_strip(leaf), s.Hole) for leaf, _ in leaves):
+            if any(isinstance(strip_parens(leaf), s.Hole) for leaf, _ in leaves):
                 raise Unsupported("a placeholder whose type is not known here", term.span)
             kind = self._default_kind(term.left, term.right)
         built = {id(leaf): expr for leaf, expr in leaves}
@@ -151,13 +147,13 @@ class Operators:
                 raise Unsupported("an equality between proofs or types", term.span)
             return app("Eq" if term.op == "=" else "Ne", kind, left, right)
         relation = _RELATIONS.get(term.op)
-        suffix = {NAT: "Nat", INT: "Int"}.get(kind)
+        suffix = _suffix(kind)
         if relation is None or suffix is None:
             symbol = "LT" if relation in ("LT", "GT") else "LE"
             raise LeanError(f"failed to synthesize\n  {symbol} {self.show(kind)}", term.span)
         return app(f"{relation}.{suffix}", left, right)
 
-    def _relation_type(self: Elaborator, typed: list[Expr], term: s.Binary) -> Expr | None:
+    def _relation_type(self, typed: list[Expr], term: s.Binary) -> Expr | None:
         kinds = [self.meta.instantiate(self.meta.infer(expr)) for expr in typed]
         if not kinds:
             return None
@@ -171,15 +167,13 @@ class Operators:
         return kinds[0]
 
 
-def _strip(term: s.Term) -> s.Term:
-    while isinstance(term, s.Paren):
-        term = term.term
-    return term
+def _suffix(kind: Expr) -> str | None:
+    return "Nat" if kind == NAT else "Int" if kind == INT else None
 
 
 def _operator_inside(term: s.Term) -> s.Binary | s.Unary | None:
     """The arithmetic operator node that a term is, parentheses aside; None for a leaf."""
-    inner = _strip(term)
+    inner = strip_parens(term)
     if isinstance(inner, s.Binary) and inner.op in _ARITHMETIC:
         return inner
     if isinstance(inner, s.Unary) and inner.op == "MINUS":

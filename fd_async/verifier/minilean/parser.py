@@ -14,7 +14,7 @@ from lark.lexer import Lexer
 from fd_async.verifier.minilean import syntax as s
 from fd_async.verifier.minilean.errors import LeanError, Unsupported
 from fd_async.verifier.minilean.layout import Layout
-from fd_async.verifier.minilean.lexer import refuse_token
+from fd_async.verifier.minilean.lexer import refuse_token, span_of
 
 MAX_TOKENS = 20_000
 Child = s.Node | Token
@@ -315,7 +315,7 @@ _LARK: Lark | None = None
 def _lark() -> Lark:
     global _LARK
     if _LARK is None:
-        grammar = resources.files(__package__).joinpath("grammar.lark").read_text(encoding="utf-8")
+        grammar = resources.files("fd_async.verifier.minilean").joinpath("grammar.lark").read_text(encoding="utf-8")
         _LARK = Lark(grammar, parser="lalr", lexer=_GivenTokens, start="command", maybe_placeholders=True)
     return _LARK
 
@@ -344,7 +344,7 @@ def _recover(
     culprit = error.token
     if culprit.type == "$END" or not culprit.value:
         near = culprit if culprit.type != "$END" else tokens[-1]
-        later = [t for t in tokens if near.type != "$END" and t.start_pos >= near.start_pos]
+        later = [t for t in tokens if near.type != "$END" and span_of(t) >= span_of(near)]
         failure = refuse_token(later[0]) if later and culprit.type != "$END" else _at_end(tokens[-1])
     else:
         failure = refuse_token(culprit)
@@ -358,7 +358,7 @@ def _recover(
 
 
 def _at_end(last: Token) -> LeanError:
-    return LeanError("unexpected end of input", (last.end_pos or 0, last.end_pos or 0))
+    return LeanError("unexpected end of input", (span_of(last)[1], span_of(last)[1]))
 
 
 def _build(placed: list[Token]) -> s.Command:

@@ -48,7 +48,7 @@ NAMEABLE_BASE = frozenset({"Nat", "Int", "True", "False", "Not", "And", "Or", "I
 @functools.cache
 def _table() -> dict[str, tuple[str, frozenset[str]]]:
     """Name -> (signature text, axioms)."""
-    text = resources.files(__package__).joinpath("lemmas.txt").read_text(encoding="utf-8")
+    text = resources.files("fd_async.verifier.minilean").joinpath("lemmas.txt").read_text(encoding="utf-8")
     table: dict[str, tuple[str, frozenset[str]]] = {}
     for line in [*text.splitlines(), *("! " + line for line in _ELIMINATORS.strip().splitlines())]:
         if not line or line.startswith("# "):

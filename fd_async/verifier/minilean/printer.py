@@ -17,7 +17,7 @@ from fd_async.verifier.minilean.expr import (
     occurs,
     spine,
 )
-from fd_async.verifier.minilean.meta import Context, Meta
+from fd_async.verifier.minilean.meta import Context, Local, Meta
 
 MAX_CHARS = 4000
 MAX_NODES = 2000
@@ -69,6 +69,7 @@ class Printer:
 
     def _name(self, binder: Pi | Lam) -> str:
         self.names[binder.uid] = binder.name
+        self.meta.locals.setdefault(binder.uid, Local(binder.uid, binder.name, binder.type))
         return binder.name
 
     def _pi(self, expr: Pi) -> tuple[str, int]:

@@ -5,16 +5,13 @@ from __future__ import annotations
 from fd_async.verifier.minilean import known
 from fd_async.verifier.minilean import syntax as s
 from fd_async.verifier.minilean.arith_tactics import ArithmeticTactics
-from fd_async.verifier.minilean.case_tactics import CaseTactics
 from fd_async.verifier.minilean.errors import RECURSION, LeanError, OutOfSteps, Unsupported
-from fd_async.verifier.minilean.goal_tactics import GoalTactics
-from fd_async.verifier.minilean.goals import GoalState
-from fd_async.verifier.minilean.hypothesis_tactics import HypothesisTactics
+from fd_async.verifier.minilean.goals import at
 
 MAX_REPEATS = 100
 
 
-class Tactics(GoalTactics, HypothesisTactics, CaseTactics, ArithmeticTactics, GoalState):
+class Tactics(ArithmeticTactics):
     """The tactic engine of one theorem."""
 
     def run_block(self, hole: int, by: s.By) -> None:
@@ -26,30 +23,6 @@ class Tactics(GoalTactics, HypothesisTactics, CaseTactics, ArithmeticTactics, Go
         finally:
             self.goals, self.elab.context, self.elab.new_goals = saved
 
-    def run_to_end(self, block: s.Block, span: s.Span) -> None:
-        """Run a block that must solve all current goals."""
-        try:
-            self.sequence(block)
-            self.prune()
-            if self.goals:
-                raise self._at(self.unsolved(), span)
-        except OutOfSteps:
-            raise
-        except LeanError as error:
-            if not self.recover:
-                raise
-            self.log(error, span)
-            self.admit_all()
-
-    def _at(self, error: LeanError, span: s.Span) -> LeanError:
-        error.span = error.span or span
-        return error
-
-    def sequence(self, block: s.Block) -> None:
-        """Run tactics in order."""
-        for tactic in block.tactics:
-            self.run(tactic)
-
     def run(self, tactic: s.Tactic) -> None:
         """Run one tactic; errors get its position."""
         self.elab.budget.tick(5)
@@ -57,7 +30,7 @@ class Tactics(GoalTactics, HypothesisTactics, CaseTactics, ArithmeticTactics, Go
             with self.elab.deeper(tactic.span):
                 self._dispatch_tactic(tactic)
         except LeanError as error:
-            raise self._at(error, tactic.span) from None
+            raise at(error, tactic.span) from None
         self.prune()
 
     def _dispatch_tactic(self, tactic: s.Tactic) -> None:
