@@ -32,9 +32,12 @@ class _GivenTokens(Lexer):
 
 def _span(*parts: Any) -> s.Span:
     """From the first to the last part that has a position."""
-    spans = [
-        (p.start_pos, p.end_pos) if isinstance(p, Token) else p.span for p in parts if isinstance(p, Token | s.Node)
-    ]
+    spans: list[s.Span] = []
+    for part in parts:
+        if isinstance(part, Token):
+            spans.append(span_of(part))
+        elif isinstance(part, s.Node):
+            spans.append(part.span)
     return (spans[0][0], spans[-1][1])
 
 
