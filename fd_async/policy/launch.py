@@ -132,6 +132,13 @@ def _build(arguments: dict[str, Any], environment: dict[str, str], log_file: Pat
 
         from fd_async.policy.counters import Counters, recorder
 
+        if "kv_cache_memory_bytes" in arguments and arguments["tensor_parallel_size"] == 1:
+            # vLLM puts its one CPU worker into a process of its own, which then spins on shared memory for a second
+            # after every message: a whole core, taken from the learner. The environment is right in the core as well.
+            from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+            arguments = arguments | {"distributed_executor_backend": UniProcExecutor}
+
         counters = Counters()
         try:
             llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments), stat_loggers=[recorder(counters)])
