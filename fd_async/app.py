@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import shutil
+import sys
 import tempfile
 import tomllib
 from collections.abc import AsyncIterator, Sequence
@@ -63,6 +64,8 @@ def run(config: RunConfig, run_dir: Path, resume: int | bool | None = None) -> i
         FdError: with the exit code in `exit_code`; may come inside an ExceptionGroup.
         KeyboardInterrupt: a second signal; nothing was written for it.
     """
+    # Many short jobs run in threads; at Python's default of 5 ms each hand-over would hold up the event loop.
+    sys.setswitchinterval(0.0005)
     try:
         return anyio.run(run_experiment, config, run_dir, resume, backend_options={"use_uvloop": True})
     except BaseExceptionGroup as group:

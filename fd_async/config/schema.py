@@ -212,6 +212,10 @@ class Learner(Table, frozen=True):
     prompts_per_step: Annotated[int, _d("Statements per gradient step, over all ranks.", gt=0)] = 128
     lr: Annotated[float, _d("Peak learning rate.", gt=0)] = 1e-5
     warmup_steps: Annotated[int, _d("Linear warm-up, gradient steps.", ge=0)] = 50
+    decay: Annotated[
+        Literal["none", "cosine"],
+        _d("After warm-up the rate stays, or falls along half a cosine to 0 at `run.max_steps`."),
+    ] = "none"
     betas: Annotated[tuple[float, float], _d("Adam betas.")] = (0.9, 0.999)
     eps: Annotated[float, _d("Adam epsilon.", gt=0)] = 1e-8
     weight_decay: Annotated[float, _d("AdamW weight decay.", ge=0)] = 0.0

@@ -18,9 +18,17 @@ from fd_async.learner.totals import Stopwatch, Totals, max_over_ranks, sum_over_
 from fd_async.types import StepReport, TrainingSample
 
 
-def learning_rate(step: int, lr: float, warmup_steps: int) -> float:
-    """Rise linearly to `lr` at step `warmup_steps`, then stay; the first step is 1."""
-    return lr * min(1.0, step / warmup_steps) if warmup_steps else lr
+def learning_rate(step: int, lr: float, warmup_steps: int, *, decay_steps: int = 0) -> float:
+    """Rise linearly to `lr` at step `warmup_steps`; the first step is 1.
+
+    Then stay, or fall along half a cosine to 0 just after step `decay_steps` where that is not 0.
+    """
+    if step < warmup_steps:
+        return lr * step / warmup_steps
+    if not decay_steps:
+        return lr
+    share = min(1.0, (step - warmup_steps) / max(1, decay_steps + 1 - warmup_steps))
+    return lr * 0.5 * (1.0 + math.cos(math.pi * share))
 
 
 class Trainer:
@@ -66,7 +74,8 @@ class Trainer:
         if not math.isfinite(sums["loss"] + sums.get("anchor_loss", 0.0)):
             self._engine.discard_gradients()
             raise NonFiniteLoss(f"step {step}: the loss is {sums['loss']}; no weight was changed")
-        lr = learning_rate(step, learner.lr, learner.warmup_steps)
+        decay_steps = self._config.run.max_steps if learner.decay == "cosine" else 0
+        lr = learning_rate(step, learner.lr, learner.warmup_steps, decay_steps=decay_steps)
         with context.clock("optimizer"):
             grad_norm = self._update(step, lr)
             self._objective.after_update(step, self._engine)

@@ -10,7 +10,7 @@ STAGES = {
     "generating": "vLLM",
     "tools": "the verifier",
     "feedback": "the feedback provider",
-    "ready": "the learner to cut a batch",
+    "waiting": "finished attempts to fill the learner's batch",
     "learning": "the learner's gradient step",
     "pushing": "the engine to take new weights",
     "evaluating": "evaluation rollouts",

@@ -159,6 +159,12 @@ class Controller:
                 await self._status.write(snapshot)
             await anyio.sleep(0.25)
 
+    def _stages(self) -> dict[str, int]:
+        """Return counts in the order of the flow; `ready` groups are those that the learner may take."""
+        counts = self._state.board.counts()
+        attempts = {name: counts.pop(name) for name in ("generating", "tools", "feedback")}
+        return attempts | {"ready": self._state.buffer.num_finished} | counts
+
     def _snapshot(self) -> dict[str, Any]:
         state, config, row = self._state, self._parts.config, self._state.last_row
         tokens_per_s, eta_s = self._rate.update(
@@ -172,7 +178,7 @@ class Controller:
             "step": state.step,
             "max_steps": config.run.max_steps,
             "weight_version": state.buffer.version,
-            "stages": state.board.counts() | {"ready": state.buffer.num_finished},
+            "stages": self._stages(),
             "ready": state.buffer.num_finished,
             "batch": config.learner.prompts_per_step,
             "outstanding": state.buffer.num_outstanding,

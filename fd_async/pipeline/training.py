@@ -112,7 +112,8 @@ class TrainingLoop:
         """Take one gradient step; False when the run was asked to stop while waiting for a batch."""
         state, parts = self._state, self._parts
         clock = StepClock()
-        groups = await run_until_stopped(state.stopping, state.buffer.cut)
+        with self._at("learner", "waiting"):
+            groups = await run_until_stopped(state.stopping, state.buffer.cut)
         if groups is None:
             return False
         clock.mark("wait_for_batch")

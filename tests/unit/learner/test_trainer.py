@@ -261,3 +261,12 @@ def test_warm_up_is_linear_then_constant() -> None:
     """Step 1 of 4 gets a quarter; after the warm-up the rate stays."""
     assert [learning_rate(step, 8.0, 4) for step in (1, 2, 4, 9)] == [2.0, 4.0, 8.0, 8.0]
     assert learning_rate(1, 8.0, 0) == 8.0
+
+
+def test_cosine_decay_ends_just_above_zero() -> None:
+    """It starts at the peak after warm-up, halves in the middle, and the last step still learns."""
+    rates = [learning_rate(step, 8.0, 2, decay_steps=9) for step in range(1, 10)]
+    assert rates[:2] == [4.0, 8.0]
+    assert rates[5] == pytest.approx(4.0)
+    assert 0 < rates[-1] < 0.5
+    assert rates[1:] == sorted(rates[1:], reverse=True)
