@@ -1,6 +1,6 @@
 """Make the tiny model: `python -m examples.tiny.build [--steps N] [--out FOLDER]`.
 
-Trains the tokenizer, pre-trains a Qwen3 of 0.7 M parameters on `episodes` and writes both. Deterministic for one
+Trains the tokenizer, pre-trains a Qwen3 of 0.8 M parameters on `episodes` and writes both. Deterministic for one
 version of torch and one kind of processor (one thread: two only wait for each other at this size).
 """
 

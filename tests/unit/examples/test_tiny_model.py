@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from examples.tiny.build import MODEL, Episodes
+from examples.tiny.build import MODEL, Episodes, corpus
 from examples.tiny.episodes import UNLEARNED, draw_episode
 from examples.tiny.hints import compiler_feedback, worked_example
 from examples.tiny.measure import attempt_all, load_model, summary
-from examples.tiny.statements import make_world
-from examples.tiny.tokenizer import ASSISTANT, CHECK, RESULT_END, WROTE
+from examples.tiny.statements import SEED, make_world
+from examples.tiny.tokenizer import ASSISTANT, CHECK, RESULT_END, WROTE, build_tokenizer
 from fd_async.feedback.local import ground_truth, lean_output
 from fd_async.rendering import Renderer
 from fd_async.types import Rollout, Statement, Verdict
@@ -152,3 +152,8 @@ def test_model_follows_a_worked_example_and_rarely_solves_without() -> None:
     assert alone["solved"] < 0.5
     assert shown["solved"] > 0.8
     assert alone["malformed"] < 0.03
+
+
+def test_shipped_tokenizer_is_what_the_build_trains(tokenizer: Any) -> None:
+    """The vocabulary can be made again, id for id."""
+    assert build_tokenizer(corpus(SEED)).get_vocab() == tokenizer.get_vocab()
