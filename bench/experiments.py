@@ -34,6 +34,9 @@ class Outcome(Struct, frozen=True, kw_only=True):
     def last(self, key: str) -> float:
         return next(row[key] for row in reversed(self.rows) if row.get(key) is not None)
 
+    def highest(self, key: str) -> float:
+        return max(row[key] for row in self.rows if row.get(key) is not None)
+
     def total(self, key: str) -> float:
         return sum(row.get(key) or 0 for row in self.rows)
 
@@ -65,7 +68,8 @@ async def one_engine(config: RunConfig) -> AsyncIterator[tuple[Engine, Renderer,
 async def experiment(config: RunConfig, run_dir: Path, engine: Engine) -> Outcome:
     """Run one configuration on the open engine."""
     started = time.monotonic()
-    await run_experiment(config, run_dir, engine=engine)
+    if await run_experiment(config, run_dir, engine=engine):
+        raise KeyboardInterrupt
     rows = read_rows(run_dir / "metrics.jsonl")
     elapsed = [row["time/elapsed_s"] for row in rows if "time/elapsed_s" in row]
     return Outcome(

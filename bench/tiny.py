@@ -63,13 +63,13 @@ def summary(outcome: Outcome) -> dict[str, float]:
     return {
         "start": outcome.first(SUITE),
         "end": outcome.last(SUITE),
-        "best": max(row[SUITE] for row in outcome.rows if SUITE in row),
+        "best": outcome.highest(SUITE),
         "policy_entropy_start": outcome.first("policy/entropy"),
         "policy_entropy_end": outcome.last("policy/entropy"),
         "attempts": outcome.total("train/attempts"),
         "train_s": outcome.train_s,
-        "probe_max_abs": max(row["push/probe_max_abs"] for row in outcome.rows if row.get("push/probe_max_abs")),
-        "staleness_max": max(row["staleness/max"] for row in outcome.rows if "staleness/max" in row),
+        "probe_max_abs": outcome.highest("push/probe_max_abs"),
+        "staleness_max": outcome.highest("staleness/max"),
     }
 
 

@@ -47,7 +47,7 @@ class Controller:
     ) -> None:
         self._parts = parts
         self._state = state
-        self._lag = LoopLag()
+        self._lag = LoopLag(warn_ms=1000.0)
         self._status = StatusFile(parts.run_dir / "status.json")
         self._training = TrainingLoop(
             parts, state, metrics=metrics, lag=self._lag, config_hash=config_hash, probe_ids=probe_ids
