@@ -140,11 +140,6 @@ async def _open_parts(
     verifier = await stack.enter_async_context(
         open_verifier(config.verifier, output_chars=config.rollout.tool_output_chars)
     )
-    progress.message("starting the learner")
-    learner = await stack.enter_async_context(start_learner(config, run_dir=run_dir, resume_from=checkpoint))
-    if engine is None:
-        progress.message("starting vLLM (20 to 30 s on a CPU, minutes for a large model)")
-        engine = await stack.enter_async_context(serve(config, renderer, run_dir / "logs"))
     provider = await stack.enter_async_context(
         open_provider(
             config.feedback if config.algorithm.type == "fd" else FeedbackTable(type="constant"),
@@ -152,6 +147,11 @@ async def _open_parts(
             generate_text=await _frozen_copy(stack, config, renderer, run_dir),
         )
     )
+    progress.message("starting the learner")
+    learner = await stack.enter_async_context(start_learner(config, run_dir=run_dir, resume_from=checkpoint))
+    if engine is None:
+        progress.message("starting vLLM (20 to 30 s on a CPU, minutes for a large model)")
+        engine = await stack.enter_async_context(serve(config, renderer, run_dir / "logs"))
     scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="fd-rollouts-"))
     runner = RolloutRunner(
         engine=engine,
