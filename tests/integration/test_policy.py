@@ -249,7 +249,8 @@ async def test_a_probe_that_disagrees_ends_all_requests(world: World) -> None:
             failures.append(error)
 
     async with anyio.create_task_group() as group:
-        group.start_soon(runs)
+        for _ in range(16):  # enough work that none of them ends before the probe
+            group.start_soon(runs)
         await world.until_tokens(5)
         with pytest.raises(PushFailed, match=r"policy\.probe_tolerance"):
             await world.engine.push(replace(staged, probe_logprobs=[math.nan, *staged.probe_logprobs[1:]]))
@@ -328,6 +329,6 @@ async def test_killing_the_owner_leaves_no_process(tmp_path: Path) -> None:
         line = await BufferedByteReceiveStream(owner.stdout).receive_until(b"\n", 1000)
         pids = [int(pid) for pid in line.split()]
         owner.kill()
-    assert len(pids) == 2
+    assert pids
     with anyio.fail_after(30):
         await until(lambda: not any(psutil.pid_exists(pid) for pid in pids))
