@@ -106,9 +106,11 @@ def test_a_killed_and_resumed_run_trains_every_prompt_once(finished: Path) -> No
 
 def test_engine_and_learner_agree_after_every_push(finished: Path) -> None:
     """The probe prompt's log-probs differ by at most 1e-4 nats at every step (float32)."""
-    for row in read_rows(finished / "metrics.jsonl"):
-        assert row["push/probe_max_abs"] <= 1e-4
-        assert (row.get("policy/mismatch_kl_fresh") or 0.0) < 1e-6  # none where no sample is fresh
+    rows = read_rows(finished / "metrics.jsonl")
+    assert all(row["push/probe_max_abs"] <= 1e-4 for row in rows)
+    fresh = [row["policy/mismatch_kl_fresh"] for row in rows if row.get("policy/mismatch_kl_fresh") is not None]
+    assert fresh, "the first batch is sampled by the weights that it trains"
+    assert max(fresh) < 1e-6
 
 
 def test_accounts_close_and_staleness_keeps_its_bound(finished: Path) -> None:
