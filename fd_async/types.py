@@ -24,9 +24,11 @@ VerdictKind = Literal[
     "out_of_memory",
     "crash",
     "infrastructure",
+    "revoked",
     "missing",
 ]
-"""`missing`: the rollout never wrote a file. `infrastructure` says nothing about the proof and is never a reward."""
+"""`missing`: the rollout never wrote a file. `infrastructure` says nothing about the proof and is never a reward.
+`revoked`: proved, and then refused by the cold audit."""
 
 EndReason = Literal["solved", "token_budget", "turn_budget", "stopped", "failed"]
 """`stopped`: the model ended its turn without a tool call. `failed`: see `Rollout.failure`."""
@@ -110,6 +112,12 @@ class Verdict(Struct, frozen=True, kw_only=True, omit_defaults=True):
     header_hash: str = ""
     file_hash: str = ""
     seconds: float = 0.0
+    audit: str = ""
+    """What confirmed or revoked it (`fresh`, `leanchecker`, `comparator`); empty while it is not audited."""
+    lemmas: list[str] = field(default_factory=list)
+    """Distinct theorems that an accepted proof cites, fully qualified and sorted."""
+    tactics: list[str] = field(default_factory=list)
+    """Distinct tactics of an accepted proof, sorted."""
 
     @property
     def is_infrastructure(self) -> bool:

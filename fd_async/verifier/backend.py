@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from msgspec import Struct
+from msgspec import Raw, Struct
 
 from fd_async.verifier.messages import Message
 
@@ -22,6 +22,12 @@ class LeanRequest(Struct, frozen=True):
     probe: str = ""
     probe_always: bool = False
     """Run the probe even after a body with `sorry`; never after one with errors."""
+    infotree: bool = False
+    """Ask for the elaborator's tree of the body (`infotree: original`), where the backend can give it."""
+    caller: str = ""
+    """Who asks (the rollout's id): the scheduler is fair between callers."""
+    cost_key: str = ""
+    """What is checked (the statement's name): earlier checks of it predict the seconds of this one."""
 
 
 class LeanAnswer(Struct, frozen=True):
@@ -34,6 +40,10 @@ class LeanAnswer(Struct, frozen=True):
     num_sorries: int
     seconds: float
     probe: list[Message] | None = None
+    infotree: Raw | None = None
+    """JSON as the REPL sent it; None when it was not asked for or not given."""
+    queue_s: float = 0.0
+    """Seconds of waiting for a worker, apart from `seconds`."""
 
     @property
     def errors(self) -> list[Message]:

@@ -70,6 +70,8 @@ class ReplSpec:
     """How to start a process. `memory_gib` 0 sets no limit; `env` replaces the environment, never extends it."""
 
     argv: tuple[str, ...]
+    wrapper: tuple[str, ...] = ()
+    """Argv that comes before `argv` and behind the limits: the sandbox."""
     cwd: str | None = None
     env: Mapping[str, str] = field(default_factory=dict)
     nice: int = 0
@@ -81,7 +83,7 @@ class ReplSpec:
     def command(self) -> list[str]:
         """The argv behind a launcher that sets the limits and then becomes the process itself."""
         kib = int(self.memory_gib * 1024 * 1024)
-        return ["/bin/sh", "-c", _LAUNCHER, "sh", str(kib), str(self.nice), *self.argv]
+        return ["/bin/sh", "-c", _LAUNCHER, "sh", str(kib), str(self.nice), *self.wrapper, *self.argv]
 
 
 def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
