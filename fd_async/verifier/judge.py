@@ -61,8 +61,14 @@ class Judge:
     def header_of(self, statement: Statement) -> str:
         return (statement.header or self.header).replace("\r\n", "\n").strip()
 
-    async def judge(self, code: str, statement: Statement) -> Verdict:
-        """Judge one file for one statement; infrastructure failures are a verdict of that kind."""
+    async def judge(self, code: str, statement: Statement, *, caller: str = "") -> Verdict:
+        """Judge one file for one statement; infrastructure failures are a verdict of that kind.
+
+        Args:
+            code: The file.
+            statement: What it is to prove.
+            caller: Who asks; the scheduler is fair between callers.
+        """
         verdict = _Verdicts(self, code, statement)
         try:
             prepared = await _maybe_in_thread(len(code), prepare, code, statement, self.header_of(statement))
@@ -71,7 +77,7 @@ class Judge:
         if isinstance(prepared, Verdict):
             return verdict.make(prepared.kind, prepared.reason, prepared.output)
         try:
-            return await self._compile(prepared, statement, verdict)
+            return await self._compile(prepared, statement, verdict, caller)
         except CheckTimeout as error:
             return verdict.make("timeout", str(error), "error: Lean did not finish in time")
         except CheckOutOfMemory as error:
@@ -81,12 +87,18 @@ class Judge:
         except VerifierError as error:
             return verdict.make("infrastructure", str(error))
 
-    async def _compile(self, prepared: Prepared, statement: Statement, verdict: _Verdicts) -> Verdict:
+    async def _compile(self, prepared: Prepared, statement: Statement, verdict: _Verdicts, caller: str) -> Verdict:
         rebuilt, goal = prepared.rebuilt, prepared.goal
         wants_probe = rebuilt.has_theorem and not prepared.has_sorry
         probe_name = f"fd_probe_{secrets.token_hex(8)}"
         answer = await self.backend.run(
-            LeanRequest(verdict.header, rebuilt.body, goal.probe(probe_name, self.backend.root) if wants_probe else "")
+            LeanRequest(
+                verdict.header,
+                rebuilt.body,
+                goal.probe(probe_name, self.backend.root) if wants_probe else "",
+                caller=caller,
+                cost_key=statement.name,
+            )
         )
         verdict.seconds = answer.seconds
         output = await _maybe_in_thread(

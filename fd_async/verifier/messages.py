@@ -44,6 +44,7 @@ class Answer(Struct, frozen=True):
     messages: list[Message] = []
     sorries: list[msgspec.Raw] = []
     message: str | None = None
+    infotree: msgspec.Raw | None = None
 
     @property
     def errors(self) -> list[Message]:

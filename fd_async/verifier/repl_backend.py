@@ -70,6 +70,11 @@ class ReplBackend:
         except ReplDesync as error:
             raise CheckCrash(f"it broke the protocol of two workers: {error}") from error
 
+    async def run_fresh(self, request: LeanRequest) -> LeanAnswer:
+        """Compile in a process that nobody used before and nobody uses afterwards; for audits."""
+        async with self._pool.fresh(request.header) as repl:
+            return await self._compile(repl, request, is_second=True)
+
     async def _compile(self, repl: ReplProcess, request: LeanRequest, *, is_second: bool = False) -> LeanAnswer:
         """Run body and probe within one deadline; a timeout counts when the worker really computed."""
         started, cpu_before = current_time(), cpu_seconds(repl.pid)

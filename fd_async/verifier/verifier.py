@@ -41,8 +41,14 @@ class Verifier:
         """What judges, for logs and reports."""
         return self._judge.backend.toolchain
 
-    async def check(self, code: str, statement: Statement) -> Verdict:
-        """Judge `code` for `statement`; never raises for anything that the file or Lean does."""
+    async def check(self, code: str, statement: Statement, *, caller: str = "") -> Verdict:
+        """Judge `code` for `statement`; never raises for anything that the file or Lean does.
+
+        Args:
+            code: The file.
+            statement: What it is to prove.
+            caller: Who asks (the rollout's id); waiting checks are served fairly between callers.
+        """
         self._checks += 1
         key = sha256("\0".join([self._judge.header_of(statement), statement.formal_statement, code]))
         while True:
@@ -57,7 +63,7 @@ class Verifier:
             await running.wait()
         done = self._running[key] = Event()
         try:
-            verdict = await self._judge.judge(code, statement)
+            verdict = await self._judge.judge(code, statement, caller=caller)
         finally:
             del self._running[key]
             done.set()
