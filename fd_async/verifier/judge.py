@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeVar
 
-from anyio import to_thread
+from anyio import current_time, to_thread
 
 from fd_async.errors import VerifierError
 from fd_async.types import Statement, Verdict, VerdictKind
@@ -29,6 +29,7 @@ from fd_async.verifier.backend import (
     LeanBackend,
     LeanRequest,
 )
+from fd_async.verifier.canaries import Canary
 from fd_async.verifier.lexer import LexError, Token, lex
 from fd_async.verifier.messages import UNSUPPORTED, cut, read_axioms, render_messages
 from fd_async.verifier.reconstruct import Goal, Rebuilt, StatementError, read_statement, rebuild
@@ -47,6 +48,8 @@ class Prepared:
     goal: Goal
     rebuilt: Rebuilt
     has_sorry: bool
+    believe_probe: bool = False
+    """Ask the probe whatever the rungs before it say, and judge by it alone; for canaries."""
 
 
 @dataclass(frozen=True)
@@ -76,15 +79,35 @@ class Judge:
             return verdict.make("infrastructure", str(error))
         if isinstance(prepared, Verdict):
             return verdict.make(prepared.kind, prepared.reason, prepared.output)
+        return await self._judge_prepared(prepared, statement, verdict, caller)
+
+    async def judge_canary(self, canary: Canary) -> Verdict:
+        """Judge a check whose answer is known; beneath the gate, its code alone with what the probe says of it."""
+        if not canary.beneath_the_gate:
+            return await self.judge(canary.code, canary.statement, caller="canary")
+        statement = canary.statement
+        lines = canary.code.count("\n") + 1
+        rebuilt = Rebuilt(canary.code, has_theorem=True, statement_line=1, statement_lines=lines)
+        prepared = Prepared(read_statement(statement), rebuilt, has_sorry=False, believe_probe=True)
+        return await self._judge_prepared(prepared, statement, _Verdicts(self, canary.code, statement), "canary")
+
+    async def _judge_prepared(
+        self, prepared: Prepared, statement: Statement, verdict: _Verdicts, caller: str
+    ) -> Verdict:
+        started = current_time()
         try:
             return await self._compile(prepared, statement, verdict, caller)
-        except CheckTimeout as error:
-            return verdict.make("timeout", str(error), "error: Lean did not finish in time")
-        except CheckOutOfMemory as error:
-            return verdict.make("out_of_memory", str(error), "error: Lean ran out of memory")
-        except CheckCrash as error:
-            return verdict.make("crash", str(error), "error: Lean crashed")
+        except CheckFailed as error:
+            verdict.seconds = verdict.seconds or current_time() - started
+            if isinstance(error, CheckTimeout):
+                return verdict.make("timeout", str(error), "error: Lean did not finish in time")
+            if isinstance(error, CheckOutOfMemory):
+                return verdict.make("out_of_memory", str(error), "error: Lean ran out of memory")
+            if isinstance(error, CheckCrash):
+                return verdict.make("crash", str(error), "error: Lean crashed")
+            raise
         except VerifierError as error:
+            verdict.seconds = verdict.seconds or current_time() - started
             return verdict.make("infrastructure", str(error))
 
     async def _compile(self, prepared: Prepared, statement: Statement, verdict: _Verdicts, caller: str) -> Verdict:
@@ -98,6 +121,7 @@ class Judge:
                 goal.probe(probe_name, self.backend.root) if wants_probe else "",
                 caller=caller,
                 cost_key=statement.name,
+                probe_always=prepared.believe_probe,
             )
         )
         verdict.seconds = answer.seconds
@@ -110,6 +134,8 @@ class Judge:
                 await self._demand_statement(goal, verdict.header)
             unsupported = all(error.data.startswith(UNSUPPORTED) for error in errors)
             return verdict.make("unsupported" if unsupported else "failed", _one_line(errors[0].data), output)
+        if prepared.believe_probe:
+            return await self._read_probe(answer, probe_name, goal, verdict, output)
         if prepared.has_sorry or answer.num_sorries:
             return verdict.make("sorry", "the file contains `sorry`", output or "error: the file contains `sorry`")
         if not rebuilt.has_theorem:

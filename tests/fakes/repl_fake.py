@@ -39,13 +39,16 @@ def answer(cmd: str, env: int | None) -> dict[str, Any]:
     result: dict[str, Any] = {"env": len(ENVIRONMENTS) - 1}
     messages = []
     for number, line in enumerate(cmd.split("\n"), 1):
-        found = re.finditer(r"fake_error\w*|import Nowhere", line)
+        found = re.finditer(r"fake_error\w*|import Nowhere|(?<=theorem )fd_canary_false", line)
         messages += [message("error", f"unknown identifier '{match[0]}'", number, match.start()) for match in found]
     probe = re.search(r"theorem (fd_probe_\w+)[^\n]*@(?:_root_\.)?(\S+)\n#print axioms \1", cmd)
     if probe:
-        if f"theorem {probe[2]}" not in text or "fake_changed" in text.split("theorem fd_probe")[0]:
+        if f"theorem {probe[2]}" not in text or re.search(
+            "fake_changed|fd_canary_probe", text.split("theorem fd_probe")[0]
+        ):
             messages.append(message("error", "type mismatch"))
         axioms = [name for name, word in (("cheat", "fake_axiom"), ("sorryAx", "fake_hidden_sorry")) if word in text]
+        axioms += ["sorryAx"] if "fd_canary_hidden" in text else []
         listed = f"depends on axioms: [propext,\n {', '.join(axioms)}]" if axioms else "does not depend on any axioms"
         messages.append(message("info", f"'{probe[1]}' {listed}"))
     if messages:
