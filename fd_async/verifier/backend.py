@@ -23,7 +23,7 @@ class LeanRequest(Struct, frozen=True):
     probe_always: bool = False
     """Run the probe even after a body with `sorry`; never after one with errors."""
     infotree: bool = False
-    """Ask for the elaborator's tree of the body (`infotree: original`), where the backend can give it."""
+    """Ask for the elaborator's tree of the body (`infotree: full`: the others lack terms), where the backend has it."""
     caller: str = ""
     """Who asks (the rollout's id): the scheduler is fair between callers."""
     cost_key: str = ""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -20,6 +20,7 @@ from anyio import current_time, to_thread
 
 from fd_async.errors import VerifierError
 from fd_async.types import Statement, Verdict, VerdictKind
+from fd_async.verifier.accounting import Accountant
 from fd_async.verifier.backend import (
     CheckCrash,
     CheckFailed,
@@ -60,6 +61,7 @@ class Judge:
     header: str
     allowed_axioms: frozenset[str]
     output_chars: int
+    accountant: Accountant = field(default_factory=Accountant)
 
     def header_of(self, statement: Statement) -> str:
         return (statement.header or self.header).replace("\r\n", "\n").strip()
@@ -72,14 +74,26 @@ class Judge:
             statement: What it is to prove.
             caller: Who asks; the scheduler is fair between callers.
         """
+        judged, prepared = await self._climb(code, statement, caller)
+        if prepared is None or not judged.is_proved:
+            return judged
+        template = LeanRequest(self.header_of(statement), "", caller=caller, cost_key=statement.name)
+        return await self.accountant.account(judged, self.backend, template, prepared.rebuilt)
+
+    async def rejudge(self, code: str, statement: Statement) -> Verdict:
+        """Judge a file once more, for an audit: the whole ladder, and nothing that only counts."""
+        return (await self._climb(code, statement, "audit"))[0]
+
+    async def _climb(self, code: str, statement: Statement, caller: str) -> tuple[Verdict, Prepared | None]:
+        """Climb the ladder; None beside the verdict when the first two rungs already decided."""
         verdict = _Verdicts(self, code, statement)
         try:
             prepared = await _maybe_in_thread(len(code), prepare, code, statement, self.header_of(statement))
         except StatementError as error:
-            return verdict.make("infrastructure", str(error))
+            return verdict.make("infrastructure", str(error)), None
         if isinstance(prepared, Verdict):
-            return verdict.make(prepared.kind, prepared.reason, prepared.output)
-        return await self._judge_prepared(prepared, statement, verdict, caller)
+            return verdict.make(prepared.kind, prepared.reason, prepared.output), None
+        return await self._judge_prepared(prepared, statement, verdict, caller), prepared
 
     async def judge_canary(self, canary: Canary) -> Verdict:
         """Judge a check whose answer is known; beneath the gate, its code alone with what the probe says of it."""
@@ -94,11 +108,9 @@ class Judge:
     async def _judge_prepared(
         self, prepared: Prepared, statement: Statement, verdict: _Verdicts, caller: str
     ) -> Verdict:
-        started = current_time()
         try:
             return await self._compile(prepared, statement, verdict, caller)
         except CheckFailed as error:
-            verdict.seconds = verdict.seconds or current_time() - started
             if isinstance(error, CheckTimeout):
                 return verdict.make("timeout", str(error), "error: Lean did not finish in time")
             if isinstance(error, CheckOutOfMemory):
@@ -107,7 +119,6 @@ class Judge:
                 return verdict.make("crash", str(error), "error: Lean crashed")
             raise
         except VerifierError as error:
-            verdict.seconds = verdict.seconds or current_time() - started
             return verdict.make("infrastructure", str(error))
 
     async def _compile(self, prepared: Prepared, statement: Statement, verdict: _Verdicts, caller: str) -> Verdict:
@@ -189,7 +200,9 @@ class _Verdicts:
 
     def __init__(self, judge: Judge, code: str, statement: Statement) -> None:
         self.header = judge.header_of(statement)
-        self.seconds = 0.0
+        self.seconds: float | None = None
+        """In Lean; None until an answer came, and then the time since the check began counts."""
+        self._started = current_time()
         self._judge = judge
         self._file_hash = sha256(code)
 
@@ -203,7 +216,7 @@ class _Verdicts:
             toolchain=self._judge.backend.toolchain,
             header_hash=sha256(self.header),
             file_hash=self._file_hash,
-            seconds=self.seconds,
+            seconds=current_time() - self._started if self.seconds is None else self.seconds,
         )
 
 
@@ -237,6 +250,11 @@ def prepare(code: str, statement: Statement, header: str) -> Prepared | Verdict:
 def sha256(text: str) -> str:
     """Hex digest of UTF-8 text; lone surrogates are kept apart instead of failing."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def content_key(header: str, statement: Statement, code: str) -> str:
+    """Return the name of a check: the same one means the same verdict."""
+    return sha256("\0".join([header, statement.formal_statement, code]))
 
 
 @lru_cache(256)
