@@ -44,7 +44,8 @@ class Answer(Struct, frozen=True):
     messages: list[Message] = []
     sorries: list[msgspec.Raw] = []
     message: str | None = None
-    infotree: msgspec.Raw | None = None
+    infotree: msgspec.Raw = msgspec.Raw()
+    """Empty when the answer has none; `Raw | None` would refuse everything but null."""
 
     @property
     def errors(self) -> list[Message]:
