@@ -12,26 +12,26 @@ import asyncio
 import errno
 import os
 import re
-import select
-import signal
-from collections.abc import AsyncIterator, Mapping
+import subprocess
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import anyio
-import anyio.abc
 import msgspec
-from anyio import CancelScope, fail_after, to_thread
+from anyio import CancelScope, to_thread
 
 from fd_async.errors import VerifierError
 from fd_async.verifier.messages import Answer, decode_answer
+from fd_async.verifier.processes import continue_tree, kill_tree, stop_tree
+from fd_async.verifier.sandbox import Limits, Room, launch_argv, signal_or_code
 
 _BLOCK_END = re.compile(rb"\r?\n[ \t]*\r?\n")
 _STDERR_TAIL_BYTES = 4096
 _READ_BYTES = 1 << 16
 _DECODE_IN_THREAD_BYTES = 1 << 18
 _REAP_S = 10.0
-_LAUNCHER = 'ulimit -c 0; [ "$1" -gt 0 ] && { ulimit -v "$1" || exit 126; }; n="$2"; shift 2; exec nice -n "$n" "$@"'
+_LAST_WORDS_S = 1.0
 _PASSED_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "ELAN_HOME", "LD_LIBRARY_PATH", "PYTHONPATH")
 
 
@@ -42,13 +42,17 @@ class ReplFailure(VerifierError):
 class ReplExited(ReplFailure):
     """The process is gone. `returncode` is negative for a signal."""
 
-    def __init__(self, message: str, returncode: int | None, stderr: str) -> None:
+    def __init__(self, message: str, returncode: int | None, stderr: str, *, is_condemned: bool = False) -> None:
         super().__init__(message)
         self.returncode = returncode
         self.stderr = stderr
+        self.is_condemned = is_condemned
+        """We killed it, because it used too much memory."""
 
     @property
     def is_out_of_memory(self) -> bool:
+        if self.is_condemned:
+            return True
         text = self.stderr.lower()
         return "out of memory" in text or "bad_alloc" in text or "memoryerror" in text or "cannot allocate" in text
 
@@ -67,23 +71,23 @@ class HeaderRejected(ReplFailure):
 
 @dataclass(frozen=True)
 class ReplSpec:
-    """How to start a process. `memory_gib` 0 sets no limit; `env` replaces the environment, never extends it."""
+    """How to start a process. `env` replaces the environment, never extends it."""
 
     argv: tuple[str, ...]
     wrapper: tuple[str, ...] = ()
     """Argv that comes before `argv` and behind the limits: the sandbox."""
     cwd: str | None = None
     env: Mapping[str, str] = field(default_factory=dict)
-    nice: int = 0
-    memory_gib: float = 0.0
+    room: Room | None = None
+    """What the program needs to see; `wrapper` is made of it."""
+    limits: Limits = field(default_factory=Limits)
     import_timeout_s: float = 180.0
     max_answer_bytes: int = 1 << 24
 
     @property
     def command(self) -> list[str]:
         """The argv behind a launcher that sets the limits and then becomes the process itself."""
-        kib = int(self.memory_gib * 1024 * 1024)
-        return ["/bin/sh", "-c", _LAUNCHER, "sh", str(kib), str(self.nice), *self.wrapper, *self.argv]
+        return launch_argv(self.argv, limits=self.limits, wrapper=self.wrapper)
 
 
 def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -93,22 +97,44 @@ def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 class ReplProcess:
-    """A running REPL with its header loaded. Made by `open_repl`."""
+    """A running REPL with its header loaded. Made by `open_repl`.
 
-    def __init__(self, process: anyio.abc.Process, stdin: int, stdout: int, stderr: int, spec: ReplSpec) -> None:
+    Its pipes and its end are watched from start to end, so an exchange neither registers nor polls anything: what
+    arrives is gathered in `_buffer`, and `_wake` is called when there is something to decide.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], stdin: int, stdout: int, stderr: int, spec: ReplSpec) -> None:
         self._process = process
         self._stdin, self._stdout, self._stderr = stdin, stdout, stderr
         self._spec = spec
+        self._loop = asyncio.get_running_loop()
+        self._watched: set[int] = set()
         self._exit = _exit_descriptor(process.pid)
+        self._ready: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._left_s = 0.0
+        self._expired = False
+        self._is_open = True
         self._buffer = bytearray()
+        self._searched = 0
+        self._end: re.Match[bytes] | None = None
         self._stderr_tail = bytearray()
         self._next_env = 0
         self._busy = False
         self._killed = False
+        self._stopped_at: float | None = None
+        self._stopped_s = 0.0
         self.header_env: int | None = None
         self.uses = 0
+        self.started_at = self._loop.time()
+        self.condemned = ""
+        """Why we killed it during a check; empty when we did not."""
         self.broken = False
         """True as soon as an exchange did not end cleanly; the process must not be used again."""
+        self._watch(stdout, self._on_output)
+        self._watch(stderr, self._on_stderr)
+        for descriptor in self._exit:
+            self._watch(descriptor, self._on_exit)
 
     @property
     def pid(self) -> int:
@@ -116,21 +142,59 @@ class ReplProcess:
 
     @property
     def returncode(self) -> int | None:
-        return self._process.returncode
+        return self._process.poll()
 
     @property
     def stderr_tail(self) -> str:
         return self._stderr_tail.decode("utf-8", "replace")
 
+    @property
+    def running_s(self) -> float:
+        """Seconds since the start, without those for which it was stopped."""
+        now = self._loop.time() if self._stopped_at is None else self._stopped_at
+        return now - self.started_at - self._stopped_s
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until the deadline of the request in flight; 0 without one."""
+        if self._timer is None:
+            return self._left_s
+        return max(0.0, self._timer.when() - self._loop.time())
+
     def is_usable(self) -> bool:
-        """Tell whether an idle process may get another request; reads away nothing."""
-        if self.broken or self._busy or self.returncode is not None:
+        """Tell whether an idle process may get another request; reads away nothing that belongs to an answer."""
+        if self.broken or self._busy or self._killed:
             return False
         try:
             self._demand_empty_pipe()
         except (ReplDesync, EOFError):
             self.broken = True
         return not self.broken
+
+    def pause(self) -> None:
+        """Stop the process and its deadline; the request in flight stays in flight."""
+        if self._stopped_at is not None or self._killed:
+            return
+        stop_tree(self.pid)
+        self._stopped_at = self._loop.time()
+        self._left_s = self.left_s
+        self._stop_timer()
+
+    def resume(self) -> None:
+        """Let a stopped process and its deadline run on."""
+        if self._stopped_at is None or self._killed:
+            return
+        self._stopped_s += self._loop.time() - self._stopped_at
+        self._stopped_at = None
+        if self._busy:
+            self._start_timer(self._left_s)
+        continue_tree(self.pid)
+
+    def condemn(self, reason: str) -> None:
+        """Kill the process now; whoever waits for its answer gets the reason."""
+        self.condemned = reason
+        self.broken = True
+        kill_tree(self.pid)
 
     async def load_header(self, header: str) -> None:
         """Run the header as environment 0; once per process, even when it is empty."""
@@ -143,7 +207,9 @@ class ReplProcess:
             raise HeaderRejected(f"the Lean header was rejected: {text.strip()[:500]}")
         self.header_env = answer.env
 
-    async def command(self, cmd: str, *, env: int | None = None, timeout_s: float) -> Answer:
+    async def command(
+        self, cmd: str, *, env: int | None = None, timeout_s: float, infotree: str | None = None
+    ) -> Answer:
         """Run Lean commands on an environment; `env=None` starts from nothing.
 
         Raises:
@@ -152,6 +218,8 @@ class ReplProcess:
         payload: dict[str, object] = {"cmd": cmd}
         if env is not None:
             payload["env"] = env
+        if infotree is not None:
+            payload["infotree"] = infotree
         block = await self.exchange(payload, timeout_s=timeout_s)
         try:
             if len(block) > _DECODE_IN_THREAD_BYTES:
@@ -173,17 +241,20 @@ class ReplProcess:
     async def exchange(self, payload: Mapping[str, object], *, timeout_s: float) -> bytes:
         """Send one request and return the one block that answers it, within one deadline for both.
 
-        Cancellation leaves the process marked broken, because the answer would come later.
+        The deadline counts the seconds for which the process is not paused. Cancellation leaves the process marked
+        broken, because the answer would come later.
         """
         if self._busy or self.broken:
             raise ReplDesync("request to a process that is busy or broken")
         self._busy = self.broken = True
         request = msgspec.json.encode(payload) + b"\n\n"
         try:
-            with fail_after(timeout_s):
-                self._demand_empty_pipe()
-                await self._write(request)
-                block = await self._read_block()
+            self._demand_empty_pipe()
+            self._left_s, self._expired = timeout_s, False
+            if self._stopped_at is None:
+                self._start_timer(timeout_s)
+            await self._write(request)
+            block = await self._read_block()
         except TimeoutError:
             raise ReplTimeout(f"no answer within {timeout_s:g} s") from None
         except EOFError:
@@ -192,19 +263,16 @@ class ReplProcess:
             raise await self._exited(f"pipe error {errno.errorcode.get(error.errno or 0, error.errno)}") from error
         finally:
             self._busy = False
-        self.broken = False
+            self._stop_timer()
+        self.broken = bool(self.condemned)
         return block
 
     def _demand_empty_pipe(self) -> None:
+        self._on_output()
         if self._buffer:
-            raise ReplDesync(f"{len(self._buffer)} bytes left over from an earlier answer")
-        try:
-            stray = os.read(self._stdout, 256)
-        except BlockingIOError:
-            return
-        if stray:
-            raise ReplDesync(f"bytes before the request: {stray[:80]!r}")
-        raise EOFError
+            raise ReplDesync(f"{len(self._buffer)} bytes that no request asked for: {bytes(self._buffer[:80])!r}")
+        if not self._is_open:
+            raise EOFError
 
     async def _write(self, request: bytes) -> None:
         view = memoryview(request)
@@ -212,94 +280,147 @@ class ReplProcess:
             try:
                 view = view[os.write(self._stdin, view) :]
             except BlockingIOError:
-                await self._wait(readable=(), writable=(self._stdin,))
+                self._loop.add_writer(self._stdin, self._wake)
+                try:
+                    await self._woken()
+                finally:
+                    self._loop.remove_writer(self._stdin)
 
     async def _read_block(self) -> bytes:
-        buffer, searched = self._buffer, 0
-        while True:
-            match = _BLOCK_END.search(buffer, searched)
-            if match:
-                block, rest = bytes(buffer[: match.start()]), bytes(buffer[match.end() :])
-                if rest:
-                    raise ReplDesync(f"bytes after the answer: {rest[:80]!r}")
-                buffer.clear()
-                return block
-            if len(buffer) > self._spec.max_answer_bytes:
+        while self._end is None:
+            if len(self._buffer) > self._spec.max_answer_bytes:
                 raise ReplDesync(f"answer longer than {self._spec.max_answer_bytes} bytes")
-            searched = max(0, len(buffer) - 64)
-            gone = self._is_gone()
-            try:
-                chunk = os.read(self._stdout, _READ_BYTES)
-            except BlockingIOError:
-                if gone:  # and yet the pipe is open: a grandchild holds it
-                    raise await self._exited("the process ended before it answered") from None
-                await self._wait(readable=(self._stdout, *self._exit))
-                continue
-            if not chunk:
+            if not self._is_open:
                 raise await self._exited("the process closed its output")
-            buffer += chunk
+            if self._exit and self._process.returncode is not None:
+                while self._on_output():  # what it still wrote
+                    pass
+                if self._end is None and self._is_open:  # a grandchild holds the pipe
+                    raise await self._exited("the process ended before it answered")
+                continue
+            await self._woken()
+        block, rest = bytes(self._buffer[: self._end.start()]), bytes(self._buffer[self._end.end() :])
+        self._end, self._searched = None, 0
+        if rest:
+            raise ReplDesync(f"bytes after the answer: {rest[:80]!r}")
+        self._buffer.clear()
+        return block
 
-    def _is_gone(self) -> bool:
-        poll = select.poll()
-        for descriptor in self._exit:
-            poll.register(descriptor, select.POLLIN)
-        return bool(poll.poll(0))
+    async def _woken(self) -> None:
+        """Wait for bytes, room for bytes, the end of the process, or the deadline.
 
-    async def _exited(self, what: str) -> ReplExited:
-        """Collect the exit status and the last words of a process whose pipes are closed."""
-        with anyio.move_on_after(1.0):
-            await self._process.wait()
-        self._read_stderr()
-        code = self.returncode
-        how = "still running" if code is None else f"signal {-code}" if code < 0 else f"exit code {code}"
-        lines = self.stderr_tail.strip().splitlines()
-        last = f": {lines[-1][:300]}" if lines else ""
-        return ReplExited(f"{what} ({how}){last}", code, self.stderr_tail)
+        Raises:
+            TimeoutError: The deadline has passed.
+        """
+        if not self._expired:
+            self._ready = self._loop.create_future()
+            try:
+                await self._ready
+            finally:
+                self._ready = None
+        if self._expired:
+            raise TimeoutError
 
-    def _read_stderr(self) -> bool:
-        """Move what waits on stderr into the bounded tail; False at its end."""
+    def _wake(self) -> None:
+        if self._ready is not None and not self._ready.done():
+            self._ready.set_result(None)
+
+    def _start_timer(self, seconds: float) -> None:
+        self._timer = self._loop.call_later(seconds, self._expire)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _expire(self) -> None:
+        self._timer = None
+        self._left_s = 0.0
+        self._expired = True
+        self._wake()
+
+    def _on_output(self) -> bool:
+        """Move what waits on stdout into the buffer; False when nothing came."""
+        if not self._is_open:
+            return False
+        try:
+            chunk = os.read(self._stdout, _READ_BYTES)
+        except BlockingIOError:
+            return False
+        buffer = self._buffer
+        buffer += chunk
+        if not chunk or len(buffer) > self._spec.max_answer_bytes + _READ_BYTES:
+            self._is_open = bool(chunk)
+            self._unwatch(self._stdout)
+            self._wake()
+        if chunk and self._end is None:
+            self._end = _BLOCK_END.search(buffer, self._searched)
+            self._searched = max(0, len(buffer) - 64)
+            if self._end is not None or not self._busy or len(buffer) > self._spec.max_answer_bytes:
+                self._wake()
+        return bool(chunk)
+
+    def _on_stderr(self) -> None:
+        """Move what waits on stderr into the bounded tail, so that the process never blocks on it."""
         try:
             chunk = os.read(self._stderr, _READ_BYTES)
         except BlockingIOError:
-            return True
+            return
+        if not chunk:
+            self._unwatch(self._stderr)
         self._stderr_tail += chunk
         del self._stderr_tail[:-_STDERR_TAIL_BYTES]
-        return bool(chunk)
 
-    async def _wait(self, *, readable: tuple[int, ...], writable: tuple[int, ...] = ()) -> None:
-        """Wait for one of the pipes; stderr is emptied meanwhile, so that the process never blocks on it."""
-        loop = asyncio.get_running_loop()
-        ready = loop.create_future()
+    def _on_exit(self) -> None:
+        for descriptor in self._exit:
+            self._unwatch(descriptor)
+        self._process.poll()
+        self._wake()
 
-        def wake() -> None:
-            if not ready.done():
-                ready.set_result(None)
+    def _watch(self, descriptor: int, callback: Callable[[], object]) -> None:
+        self._watched.add(descriptor)
+        self._loop.add_reader(descriptor, callback)
 
-        watched = (*readable, self._stderr) if self._read_stderr() else readable
-        for descriptor in watched:
-            loop.add_reader(descriptor, wake)
-        for descriptor in writable:
-            loop.add_writer(descriptor, wake)
-        try:
-            await ready
-        finally:
-            for descriptor in watched:
-                loop.remove_reader(descriptor)
-            for descriptor in writable:
-                loop.remove_writer(descriptor)
+    def _unwatch(self, descriptor: int) -> None:
+        if descriptor in self._watched:
+            self._watched.remove(descriptor)
+            self._loop.remove_reader(descriptor)
+
+    async def _exited(self, what: str) -> ReplExited:
+        """Collect the exit status and the last words of a process whose pipes are closed."""
+        await self._reap(_LAST_WORDS_S)
+        self._on_stderr()
+        code = None if self.returncode is None else signal_or_code(self.returncode, self._spec.wrapper)
+        how = "still running" if code is None else f"signal {-code}" if code < 0 else f"exit code {code}"
+        lines = self.stderr_tail.strip().splitlines()
+        last = f": {lines[-1][:300]}" if lines else ""
+        if self.condemned:
+            return ReplExited(f"out of memory: {self.condemned}", code, self.condemned, is_condemned=True)
+        return ReplExited(f"{what} ({how}){last}", code, self.stderr_tail)
+
+    async def _reap(self, seconds: float) -> None:
+        """Wait until the process has ended and its status is known, at most so long."""
+        with anyio.move_on_after(seconds):
+            pause_s = 0.0005
+            while self._process.poll() is None:
+                if not self._exit:
+                    await anyio.sleep(pause_s)
+                    pause_s = min(0.05, 2 * pause_s)
+                    continue
+                await _readable(self._loop, self._exit[0])
 
     async def kill(self) -> None:
-        """Kill the process group and reap the process; shielded, and safe to call again."""
+        """Kill the process and all below it, reap it and close its pipes; shielded, and safe to call again."""
         self.broken = True
-        if not self._killed:
-            self._killed = True
-            try:
-                os.killpg(self.pid, signal.SIGKILL)
-            except (ProcessLookupError, PermissionError):
-                pass  # the whole group is gone already
-        with anyio.move_on_after(_REAP_S, shield=True):
-            await self._process.wait()
-        for descriptor in self._exit:
+        if self._killed:
+            return
+        self._killed = True
+        kill_tree(self.pid)
+        for descriptor in list(self._watched):
+            self._unwatch(descriptor)
+        with CancelScope(shield=True):
+            await self._reap(_REAP_S)
+        for descriptor in (*self._exit, self._stdin, self._stdout, self._stderr):
             os.close(descriptor)
         self._exit = ()
 
@@ -312,29 +433,40 @@ async def open_repl(spec: ReplSpec, header: str) -> AsyncIterator[ReplProcess]:
         VerifierError: The program cannot be started.
         ReplFailure: It started but did not load the header.
     """
-    pipes: list[int] = []
+    repl = _start(spec)
     try:
-        child_in, stdin = os.pipe()
-        pipes += [child_in, stdin]
-        stdout, child_out = os.pipe()
-        pipes += [stdout, child_out]
-        stderr, child_err = os.pipe()
-        pipes += [stderr, child_err]
+        await repl.load_header(header)
+        yield repl
+    finally:
+        await repl.kill()
+
+
+def _start(spec: ReplSpec) -> ReplProcess:
+    """Start a process from this thread, whose end would be the end of a process that watches its parent."""
+    pipes = [*os.pipe(), *os.pipe(), *os.pipe()]
+    child_in, stdin, stdout, child_out, stderr, child_err = pipes
+    for descriptor in (stdin, stdout, stderr):
+        os.set_blocking(descriptor, False)
+    try:
+        process = subprocess.Popen(
+            spec.command,
+            stdin=child_in,
+            stdout=child_out,
+            stderr=child_err,
+            cwd=spec.cwd,
+            env=dict(spec.env),
+            start_new_session=True,
+        )
+    except BaseException as error:
         for descriptor in (stdin, stdout, stderr):
-            os.set_blocking(descriptor, False)
-        process = await _start(spec, child_in, child_out, child_err)
+            os.close(descriptor)
+        if isinstance(error, OSError):
+            raise VerifierError(f"cannot start {' '.join(spec.argv)}: {error}") from error
+        raise
+    finally:
         for descriptor in (child_in, child_out, child_err):
             os.close(descriptor)
-            pipes.remove(descriptor)
-        repl = ReplProcess(process, stdin, stdout, stderr, spec)
-        try:
-            await repl.load_header(header)
-            yield repl
-        finally:
-            await repl.kill()
-    finally:
-        for descriptor in pipes:
-            os.close(descriptor)
+    return ReplProcess(process, stdin, stdout, stderr, spec)
 
 
 def _exit_descriptor(pid: int) -> tuple[int, ...]:
@@ -345,19 +477,10 @@ def _exit_descriptor(pid: int) -> tuple[int, ...]:
         return ()
 
 
-async def _start(spec: ReplSpec, stdin: int, stdout: int, stderr: int) -> anyio.abc.Process:
-    scope = CancelScope(shield=True)  # a cancelled spawn would leave a child that nobody knows
+async def _readable(loop: asyncio.AbstractEventLoop, descriptor: int) -> None:
+    ready = loop.create_future()
+    loop.add_reader(descriptor, lambda: ready.done() or ready.set_result(None))
     try:
-        with scope:
-            process = await anyio.open_process(
-                spec.command,
-                stdin=stdin,
-                stdout=stdout,
-                stderr=stderr,
-                cwd=spec.cwd,
-                env=dict(spec.env),
-                start_new_session=True,
-            )
-    except OSError as error:
-        raise VerifierError(f"cannot start {' '.join(spec.argv)}: {error}") from error
-    return process
+        await ready
+    finally:
+        loop.remove_reader(descriptor)

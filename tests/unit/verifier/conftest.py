@@ -36,6 +36,7 @@ def fake_config(**changes: Any) -> VerifierTable:
         "queue_timeout_s": 10.0,
         "import_timeout_s": 10.0,
         "memory_limit_gib": 4.0,
+        "sandbox": "unsandboxed",
     }
     return VerifierTable(**{**table, **changes})
 

@@ -20,6 +20,7 @@ from fd_async.verifier.repl import (
     clean_environment,
     open_repl,
 )
+from fd_async.verifier.sandbox import Limits
 from tests.unit.verifier.conftest import FAKE_REPL
 
 pytestmark = pytest.mark.anyio
@@ -152,7 +153,7 @@ async def test_no_descriptor_is_left_open() -> None:
 
 async def test_limits_hold_in_the_process_itself() -> None:
     """Niceness and address space are set before the program starts."""
-    async with open_repl(spec(nice=7, memory_gib=2.0), "") as repl:
+    async with open_repl(spec(limits=Limits(nice=7, memory_gib=2.0)), "") as repl:
         limits = await anyio.Path(f"/proc/{repl.pid}/limits").read_text()
         row = next(line for line in limits.splitlines() if line.startswith("Max address space"))
         assert row.split()[3] == str(2 * 1024**3)

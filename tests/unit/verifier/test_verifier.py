@@ -107,8 +107,7 @@ async def test_minilean_announces_itself() -> None:
     log: Any = structlog.testing.CapturingLogger()
     async with open_verifier(fake_config(backend="minilean"), output_chars=500, log=log) as verifier:
         assert verifier.toolchain == "minilean"
-    (call,) = log.calls
-    assert "minilean judges proofs, not Lean" in call.args[0]
+    assert "minilean judges proofs, not Lean" in log.calls[0].args[0]
 
 
 def test_missing_parts_are_named_with_the_way_to_get_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +125,7 @@ def test_missing_parts_are_named_with_the_way_to_get_them(tmp_path: Path, monkey
         locate_repl(config)
     (tmp_path / "bin").mkdir()
     lake = tmp_path / "bin" / "lake"
-    lake.write_text("#!/bin/sh\nprintf 'LEAN_PATH=/x\\0PATH=/bin\\0SECRET_KEY=s\\0'\n")
+    lake.write_text("#!/bin/sh\nprintf 'LEAN_PATH=/x\\0LEAN_SYSROOT=/y\\0PATH=/bin\\0SECRET_KEY=s\\0'\n")
     lake.chmod(0o755)
     with pytest.raises(PreflightError, match="REPL is not built"):
         locate_repl(config)
