@@ -1,1 +1,1 @@
-"""What attempts say about a policy: pass@k, words, tactics and lemmas. Pure functions, no I/O."""
+"""What attempts say about a policy: pass@k, lemmas and tactics. Pure functions, no I/O."""

@@ -1,8 +1,9 @@
 """The durable record of a run: attempts, verdicts, paid feedback, trained batches, drops.
 
 One SQLite file in WAL mode, written in a thread and synced before a write returns, so whatever the run uses is on
-disk first. Writes that wait for the same sync share it (group commit). Facts are only ever added; the outcome of a
-rollout moves from `queued` to `trained` or `dropped:CAUSE`, and back to `queued` when a resume returns to an older
+disk first. Writes that wait for the same sync share it (group commit). Facts are only ever added, but for the verdict
+of an accepted proof, which its audit confirms or replaces while nobody has learned from it; the one it replaces is kept.
+The outcome of a rollout moves from `queued` to `trained` or `dropped:CAUSE`, and back to `queued` when a resume returns to an older
 checkpoint. Any other move is refused. A write that has begun is finished even where its caller is cancelled: what it
 records may have cost money. One process writes at a time; others may read.
 """
@@ -21,7 +22,7 @@ import msgspec
 from msgspec import Struct
 
 from fd_async.errors import LedgerError
-from fd_async.types import Feedback, Rollout
+from fd_async.types import Feedback, Rollout, Verdict
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS rollouts (
@@ -33,6 +34,7 @@ CREATE TABLE IF NOT EXISTS feedback (
     prompt_hash TEXT NOT NULL, rollout_id TEXT PRIMARY KEY, usd REAL NOT NULL, input_tokens INTEGER NOT NULL,
     output_tokens INTEGER NOT NULL, body BLOB NOT NULL);
 CREATE INDEX IF NOT EXISTS feedback_hash ON feedback (prompt_hash);
+CREATE TABLE IF NOT EXISTS revocations (rollout_id TEXT PRIMARY KEY, before BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS spend (id INTEGER PRIMARY KEY, cause TEXT NOT NULL, usd REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS batches (step INTEGER PRIMARY KEY, rollout_ids BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS scores (rollout_id TEXT PRIMARY KEY, step INTEGER NOT NULL, texts BLOB, deltas BLOB);
@@ -41,9 +43,18 @@ CREATE TABLE IF NOT EXISTS scores (rollout_id TEXT PRIMARY KEY, step INTEGER NOT
 _pack = msgspec.msgpack.encode
 _rollout = msgspec.msgpack.Decoder(Rollout)
 _feedback = msgspec.msgpack.Decoder(Feedback)
+_verdict = msgspec.msgpack.Decoder(Verdict)
 _strings = msgspec.msgpack.Decoder(list[str])
 _floats = msgspec.msgpack.Decoder(list[float])
 
+
+class _Judged(Struct):
+    """The part of a recorded attempt that is read alone."""
+
+    verdict: Verdict
+
+
+_judged = msgspec.msgpack.Decoder(_Judged)
 Write = Callable[[sqlite3.Connection], None]
 
 
@@ -101,6 +112,26 @@ class Ledger:
                     rollout.num_sampled_tokens, admitted_version, body,
                 ),
             )  # fmt: skip
+
+        await self._write(write)
+
+    async def put_audit(self, rollout: Rollout, *, before: Verdict) -> None:
+        """Replace the verdict of a queued attempt by the audited one; a revoked one is kept aside.
+
+        Args:
+            rollout: with its audited verdict.
+            before: the verdict that the ledger has.
+        """
+        body = _pack(rollout)
+
+        def write(db: sqlite3.Connection) -> None:
+            if (
+                db.execute("UPDATE rollouts SET body=? WHERE id=? AND outcome='queued'", (body, rollout.id)).rowcount
+                != 1
+            ):
+                raise ValueError(f"{rollout.id} was audited and is not queued: its reward may have been learned from")
+            if rollout.verdict.kind == "revoked":
+                db.execute("INSERT OR REPLACE INTO revocations VALUES (?,?)", (rollout.id, _pack(before)))
 
         await self._write(write)
 
@@ -177,6 +208,11 @@ class Ledger:
             for body, text, version in rows
         ]
 
+    def revocations(self) -> dict[str, Verdict]:
+        """Return rollout id -> the verdict that its audit revoked."""
+        rows = self._connection.execute("SELECT rollout_id, before FROM revocations ORDER BY rollout_id")
+        return {rollout_id: _verdict.decode(before) for rollout_id, before in rows}
+
     def seen(self) -> dict[int, dict[int, str]]:
         """Return ordinal -> sample -> outcome of every recorded training attempt."""
         seen: dict[int, dict[int, str]] = {}
@@ -185,6 +221,11 @@ class Ledger:
         ):
             seen.setdefault(ordinal, {})[sample] = outcome
         return seen
+
+    def trained_verdicts(self) -> list[Verdict]:
+        """Return the verdict of every attempt that a gradient step trained."""
+        rows = self._connection.execute("SELECT body FROM rollouts WHERE purpose='train' AND outcome='trained'")
+        return [_judged.decode(body).verdict for (body,) in rows]
 
     def tokens_by_outcome(self) -> dict[str, int]:
         """Return sampled training tokens per outcome; the accounting that must close."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import anyio
 from msgspec import Struct
 
+from fd_async.analysis.discovery import Discovery
 from fd_async.config.schema import RunConfig
 from fd_async.data.ledger import Ledger
 from fd_async.data.statements import StatementOrder
@@ -73,6 +74,7 @@ class RunState:
         self.tokens_generated = 0
         """Counted apart from `tokens`, whose sum it must equal."""
         self.num_dropped = Counter[str]()
+        self.discovery = Discovery()
         self.recent_failures: deque[bool] = deque(maxlen=256)
         self.recent_solved: deque[float] = deque(maxlen=256)
         self.last_row: dict[str, float | int | None] = {}

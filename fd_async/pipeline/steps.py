@@ -67,9 +67,14 @@ def step_row(
         "loop/lag_p99_ms": lag.p99_ms(),
         "lean/checks": verifier["checks"],
         "lean/infra_errors": verifier["infra_errors"],
+        "lean/audits": verifier["audits"],
+        "lean/revoked": verifier["revoked"],
+        "lean/audit_unfinished": verifier["audit_unfinished"],
+        "lean/canaries": verifier["canaries"],
         "feedback/calls": provider["calls"],
         "feedback/usd": provider["usd"],
     }
+    row |= state.discovery.step([rollout.verdict for rollout in rollouts])
     if parts.config.algorithm.type == "grpo":
         row["grpo/zero_variance_groups"] = facts.zero_variance_groups
     lag.reset()

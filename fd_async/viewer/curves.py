@@ -16,6 +16,8 @@ CHARTS: tuple[tuple[str, str, str, tuple[tuple[str, str], ...]], ...] = (
     ("Policy entropy", "nats/token", "line", (("policy", "policy/entropy"), ("teacher", "teacher/entropy"))),
     ("Feedback gain", "nats/token", "line", (("log p teacher − log p student", "teacher/feedback_gain"),)),
     ("Teacher mass in the top K", "share", "line", (("mass", "teacher/topk_mass"),)),
+    ("Distinct names in accepted proofs, since the start", "names", "line", (
+        ("lemmas", "proofs/lemmas_total"), ("tactics", "proofs/tactics_total"))),
     ("Staleness", "versions", "line", (("mean", "staleness/mean"), ("max", "staleness/max"))),
     ("Queue", "samples", "line", (("depth", "queue/depth"),)),
     ("Tokens per step", "tokens", "line", (("generated", "tokens/generated"), ("trained", "tokens/trained"),
@@ -27,7 +29,8 @@ CHARTS: tuple[tuple[str, str, str, tuple[tuple[str, str], ...]], ...] = (
 )  # fmt: skip
 """Title, unit, kind and (name, key) of each chart after pass rate and before time; charts without data are left out."""
 
-TOTALS = {metric.key for metric in METRICS if metric.total}
+TOTALS = {metric.key for metric in METRICS if metric.total and not metric.key.startswith("proofs/")}
+"""Drawn as growth per step. How many distinct names were found is drawn as it is (paper figure 3)."""
 
 TIME_PARTS = (
     ("waiting for a batch", "time/wait_for_batch_s"),
