@@ -52,6 +52,8 @@ async def evaluate_suite(
 ) -> SuiteResult:
     """Attempt every statement `samples` times; an attempt that failed by infrastructure is tried once more.
 
+    An accepted proof counts, and is recorded, as its audit leaves it.
+
     Raises:
         VerifierError: every attempt failed, so there is no pass rate.
     """
@@ -69,6 +71,7 @@ async def evaluate_suite(
                     rollout = await runner.run(ticket, temperature=temperature, on_stage=partial(on_stage, ticket.id))
             finally:
                 on_stage(ticket.id, "")
+        rollout = await runner.audit(rollout)
         await record(rollout)
         if rollout.end_reason == "failed":
             failures.append(rollout)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import anyio
 import anyio.to_thread
+import msgspec
 
 from fd_async.config.schema import RolloutTable
 from fd_async.errors import AlignmentError, EngineDied, EngineError, PushFailed, VerifierError
@@ -152,6 +153,14 @@ class RolloutRunner:
             generate_s=sum(turn.seconds for turn in transcript.turns if turn.role == "assistant"),
             tool_s=sum(turn.seconds for turn in transcript.turns if turn.role == "tool"),
         )
+
+    async def audit(self, rollout: Rollout) -> Rollout:
+        """Have an accepted proof judged once more, from nothing; the same object when that changed nothing."""
+        verdict = await self._verifier.audit(rollout.final_file, rollout.statement, rollout.verdict)
+        if verdict is rollout.verdict:
+            return rollout
+        end = rollout.end_reason if verdict.is_proved else "stopped"
+        return msgspec.structs.replace(rollout, verdict=verdict, end_reason=end)
 
     async def _attempt(
         self,

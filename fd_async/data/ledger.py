@@ -2,10 +2,10 @@
 
 One SQLite file in WAL mode, written in a thread and synced before a write returns, so whatever the run uses is on
 disk first. Writes that wait for the same sync share it (group commit). Facts are only ever added, but for the verdict
-of an accepted proof, which its audit confirms or replaces while nobody has learned from it; the one it replaces is kept.
-The outcome of a rollout moves from `queued` to `trained` or `dropped:CAUSE`, and back to `queued` when a resume returns to an older
-checkpoint. Any other move is refused. A write that has begun is finished even where its caller is cancelled: what it
-records may have cost money. One process writes at a time; others may read.
+of an accepted proof: its audit confirms or replaces it before anyone learns from it, and what was replaced is kept. The
+outcome of a rollout moves from `queued` to `trained` or `dropped:CAUSE`, and back to `queued` when a resume returns to
+an older checkpoint. Any other move is refused. A write that has begun is finished even where its caller is cancelled:
+what it records may have cost money. One process writes at a time; others may read.
 """
 
 from __future__ import annotations

@@ -1,9 +1,12 @@
-"""From ticket to the queue: admission, rollout, ledger, feedback, ledger, buffer.
+"""From ticket to the queue: admission, rollout, ledger, audit, ledger, feedback, ledger, buffer.
 
     consumes      slots of the buffer
     produces      finished (attempt, feedback) pairs in the buffer
-    waits for     admission (the learner's version), vLLM, the verifier, the feedback provider
-    unblocked by  publish, a finished generate, a verdict, an answer; each under its own deadline
+    waits for     admission (the learner's version), vLLM, the verifier, its audit, the feedback provider
+    unblocked by  publish, a finished generate, a verdict, an audit, an answer; each under its own deadline
+
+An accepted proof is judged once more before anyone learns from it: a revoked one is corrected in the ledger, and only
+then is feedback asked for. No slot is held meanwhile. A resume audits again what was recorded and not yet audited.
 
 Every ticket ends in exactly one terminal record: trained, or dropped with a named cause.
 """
@@ -94,7 +97,7 @@ class AttemptLoops:
                 continue
             records = queued.get(ordinal, [])
             missing = [sample for sample in range(self._group_size) if sample not in outcomes]
-            waiting = [record for record in records if self._fd and record.feedback is None]
+            waiting = [record for record in records if self._is_unfinished(record)]
             ready = [Finished(r.rollout, r.feedback) for r in records if r not in waiting]
             if not missing and not waiting and len(ready) < state.buffer.min_items:
                 for item in ready:
@@ -107,13 +110,19 @@ class AttemptLoops:
             for sample in missing:
                 tasks.start_soon(self._attempt_anew, self._ticket(ordinal, sample), version)
             for record in waiting:
-                tasks.start_soon(self._deliver, record.rollout)
+                tasks.start_soon(self._audit_and_deliver, record.rollout)
+
+    def _is_unfinished(self, record: QueuedRollout) -> bool:
+        """Say whether a queued attempt still needs feedback or its audit, which comes before the feedback."""
+        verdict = record.rollout.verdict
+        return record.feedback is None and (self._fd or (verdict.is_proved and not verdict.audit))
 
     def _read_ledger(self) -> tuple[dict[int, dict[int, str]], dict[int, list[QueuedRollout]]]:
         """Take over the counts and return (ordinal -> sample -> outcome, ordinal -> queued attempts)."""
         ledger, state = self._parts.ledger, self._state
         state.tokens.update(ledger.tokens_by_outcome())
         state.tokens_generated = sum(state.tokens.values())
+        state.discovery.add(ledger.trained_verdicts())
         seen = ledger.seen()
         for outcomes in seen.values():
             dropped = [outcome.partition(":") for outcome in outcomes.values()]
@@ -151,7 +160,20 @@ class AttemptLoops:
         if failed:
             return
         state.recent_failures.append(False)
-        state.recent_solved.append(rollout.reward)
+        await self._audit_and_deliver(rollout)
+
+    async def _audit_and_deliver(self, rollout: Rollout) -> None:
+        """Correct the reward of a recorded attempt where it does not stand, then hand the attempt on."""
+        if rollout.verdict.is_proved and not rollout.verdict.audit:
+            self._state.board.move(rollout.id, "audit")
+            try:
+                audited = await self._parts.runner.audit(rollout)
+            finally:
+                self._state.board.move(rollout.id, "")
+            if audited is not rollout:
+                await self._parts.ledger.put_audit(audited, before=rollout.verdict)
+                rollout = audited
+        self._state.recent_solved.append(rollout.reward)
         await self._deliver(rollout)
 
     async def _deliver(self, rollout: Rollout) -> None:

@@ -9,6 +9,7 @@ from msgspec import Struct
 STAGES = {
     "generating": "vLLM",
     "tools": "the verifier",
+    "audit": "the cold audit of accepted proofs",
     "feedback": "the feedback provider",
     "waiting": "finished attempts to fill the learner's batch",
     "learning": "the learner's gradient step",

@@ -162,7 +162,7 @@ class Controller:
     def _stages(self) -> dict[str, int]:
         """Return counts in the order of the flow; `ready` groups are those that the learner may take."""
         counts = self._state.board.counts()
-        attempts = {name: counts.pop(name) for name in ("generating", "tools", "feedback")}
+        attempts = {name: counts.pop(name) for name in ("generating", "tools", "audit", "feedback")}
         return attempts | {"ready": self._state.buffer.num_finished} | counts
 
     def _snapshot(self) -> dict[str, Any]:

@@ -192,6 +192,7 @@ class TrainingLoop:
             await parts.ledger.put_rollout(rollout, "evaluated", admitted_version=state.step, step=state.step)
 
         row: dict[str, float | int | None] = {}
+        await parts.verifier.canaries()
         for suite, statements in parts.suites.items():
             limit = 0 if full else parts.config.eval.limit
             result = await evaluate_suite(

@@ -74,8 +74,8 @@ CANARIES: tuple[Canary, ...] = (
     ),
     Canary(
         name="a false statement with a bogus proof",
-        statement=_statement("false", "(p q : Prop) (hp : p) : q"),
-        code="theorem fd_canary_false (p q : Prop) (hp : p) : q := by\n  exact hp\n",
+        statement=_statement("false", "(p q : Prop) (fd_bogus : p) : q"),
+        code="theorem fd_canary_false (p q : Prop) (fd_bogus : p) : q := by\n  exact fd_bogus\n",
         expected="failed",
     ),
     Canary(
@@ -99,7 +99,7 @@ CANARIES: tuple[Canary, ...] = (
     Canary(
         name="an easier statement that the gate did not see",
         statement=_statement("probe"),
-        code="theorem fd_canary_probe (p q : Prop) (hp : p) : p := hp",
+        code="theorem fd_canary_probe (p q : Prop) (fd_easier : p) : p := fd_easier",
         expected="statement_changed",
         beneath_the_gate=True,
     ),

@@ -16,20 +16,28 @@ import structlog
 from anyio import Event, to_thread
 
 from fd_async.config.schema import Verifier as VerifierTable
+from fd_async.errors import PreflightError, VerifierError
 from fd_async.types import Statement, Verdict
-from fd_async.verifier.backend import LeanBackend
-from fd_async.verifier.judge import Judge, sha256
-from fd_async.verifier.locate import locate_minilean, locate_repl
+from fd_async.verifier.audit import Audits
+from fd_async.verifier.auditors import find_auditors, first_that_works
+from fd_async.verifier.canaries import first_wrong, run_canaries
+from fd_async.verifier.cold import AuditableBackend
+from fd_async.verifier.judge import Judge, content_key
+from fd_async.verifier.locate import locate_minilean, locate_repl, lock_in
+from fd_async.verifier.repl import ReplSpec
 from fd_async.verifier.repl_backend import open_repl_backend
 
 _CACHE_SIZE = 20_000
+_log = structlog.get_logger("fd_async.verifier")
 
 
 class Verifier:
     """Judges files. Made by `open_verifier`."""
 
-    def __init__(self, judge: Judge) -> None:
+    def __init__(self, judge: Judge, audits: Audits | None = None) -> None:
         self._judge = judge
+        self._audits = audits
+        self._canaries = 0
         self._cache: OrderedDict[str, Verdict] = OrderedDict()
         self._running: dict[str, Event] = {}
         self._checks = 0
@@ -41,6 +49,11 @@ class Verifier:
         """What judges, for logs and reports."""
         return self._judge.backend.toolchain
 
+    @property
+    def audit_kind(self) -> str:
+        """What audits accepted proofs: `fresh`, `leanchecker`, `comparator`, or `off`."""
+        return self._audits.kind if self._audits else "off"
+
     async def check(self, code: str, statement: Statement, *, caller: str = "") -> Verdict:
         """Judge `code` for `statement`; never raises for anything that the file or Lean does.
 
@@ -50,7 +63,7 @@ class Verifier:
             caller: Who asks (the rollout's id); waiting checks are served fairly between callers.
         """
         self._checks += 1
-        key = sha256("\0".join([self._judge.header_of(statement), statement.formal_statement, code]))
+        key = self._key(code, statement)
         while True:
             known = self._cache.get(key)
             if known is not None:
@@ -70,14 +83,57 @@ class Verifier:
         if verdict.is_infrastructure:
             self._infra_errors += 1
         else:
-            self._cache[key] = verdict
-            if len(self._cache) > _CACHE_SIZE:
-                self._cache.popitem(last=False)
+            self._remember(key, verdict)
         return verdict
+
+    async def audit(self, code: str, statement: Statement, verdict: Verdict) -> Verdict:
+        """Judge an accepted proof once more, from nothing.
+
+        Args:
+            code: The file that was accepted.
+            statement: What it proves.
+            verdict: As `check` gave it.
+
+        Returns:
+            The verdict with `audit` set to what confirmed it, or one of kind `revoked`. The verdict as it was where
+            there is nothing to audit, and where the audit could not be carried out, which is counted and logged.
+        """
+        if self._audits is None:
+            return verdict
+        audited = await self._audits.audit(code, statement, verdict)
+        if audited is not verdict:
+            self._remember(self._key(code, statement), audited)
+        return audited
+
+    async def canaries(self) -> None:
+        """Judge every check whose answer is known; one that the infrastructure did not answer is only logged.
+
+        Raises:
+            VerifierError: The judge got one wrong; no verdict of it can be trusted.
+        """
+        results = await run_canaries(self._judge)
+        self._canaries += len(results)
+        wrong = first_wrong(results)
+        if wrong:
+            raise VerifierError(f"{wrong}; no verdict can be trusted ({self._judge.backend.name}, {self.toolchain})")
+        for result in results:
+            if not result.is_answered:
+                _log.warning("a canary got no answer", canary=result.canary.name, reason=result.verdict.reason)
+
+    def _key(self, code: str, statement: Statement) -> str:
+        return content_key(self._judge.header_of(statement), statement, code)
+
+    def _remember(self, key: str, verdict: Verdict) -> None:
+        self._cache[key] = verdict
+        if len(self._cache) > _CACHE_SIZE:
+            self._cache.popitem(last=False)
 
     def statistics(self) -> dict[str, float]:
         """Counters since the start (`checks`, `infra_errors`, `cache_hits`, `restarts`, `desyncs`, ...) and gauges."""
         own = {"checks": self._checks, "infra_errors": self._infra_errors, "cache_hits": self._cache_hits}
+        own |= {"audits": 0, "revoked": 0, "audit_unfinished": 0, "canaries": self._canaries}
+        own |= self._audits.statistics() if self._audits else {}
+        own |= self._judge.accountant.counts
         return {"waiting": 0.0, "busy": 0.0, "restarts": 0.0, "desyncs": 0.0, **self._judge.backend.statistics(), **own}
 
 
@@ -94,22 +150,56 @@ async def open_verifier(config: VerifierTable, *, output_chars: int, log: Any = 
         PreflightError: The backend cannot be used; the message says what is missing and how to get it.
     """
     log = log or structlog.get_logger("fd_async.verifier")
-    async with await _open_backend(config, log) as backend:
-        yield Verifier(Judge(backend, config.header, frozenset(config.allowed_axioms), output_chars))
+    opening, spec = await _open_backend(config, log)
+    async with opening as backend:
+        judge = Judge(backend, config.header, frozenset(config.allowed_axioms), output_chars)
+        await _demand_canaries(judge)
+        auditors = await to_thread.run_sync(find_auditors, config, judge, backend, spec)
+        auditor = await first_that_works(auditors, config.audit, log)
+        audits = Audits(
+            judge,
+            auditor,
+            share=config.audit_share,
+            workers=config.audit_workers,
+            timeout_s=config.audit_timeout_s,
+            log=log,
+        )
+        log.info("accepted proofs are audited", auditor=audits.kind, share=config.audit_share)
+        yield Verifier(judge, audits)
 
 
-async def _open_backend(config: VerifierTable, log: Any) -> AbstractAsyncContextManager[LeanBackend]:
+async def _demand_canaries(judge: Judge) -> None:
+    """Start with a judge that is right.
+
+    Raises:
+        PreflightError: It is wrong, or does not answer.
+    """
+    for result in await run_canaries(judge):
+        wrong = first_wrong([result])
+        if wrong:
+            raise PreflightError(
+                f"{wrong}; no verdict can be trusted ({judge.backend.name}, {judge.backend.toolchain})"
+            )
+        if not result.is_answered:
+            raise PreflightError(f"the verifier does not judge {result.canary.name}: {result.verdict.reason}")
+
+
+async def _open_backend(
+    config: VerifierTable, log: Any
+) -> tuple[AbstractAsyncContextManager[AuditableBackend], ReplSpec | None]:
+    """Return the backend to open, and how its workers start where they are ours."""
     if config.backend == "kimina":
         from fd_async.verifier.kimina import open_kimina  # aiohttp is only needed here
 
-        return open_kimina(config)
+        return open_kimina(config), None
     if config.backend == "minilean":
         log.warning("minilean judges proofs, not Lean: the tiny world's small checker of a fragment of core Lean 4")
         spec, toolchain = locate_minilean(config)
     else:
         spec, toolchain = await to_thread.run_sync(locate_repl, config)
         log.info("Lean judges proofs", toolchain=toolchain, command=" ".join(spec.argv), workers=config.workers)
-    return open_repl_backend(
+    spec = await to_thread.run_sync(lock_in, spec, config, log)
+    opening = open_repl_backend(
         spec,
         name=config.backend,
         toolchain=toolchain,
@@ -119,3 +209,4 @@ async def _open_backend(config: VerifierTable, log: Any) -> AbstractAsyncContext
         queue_timeout_s=config.queue_timeout_s,
         check_timeout_s=config.check_timeout_s,
     )
+    return opening, spec

@@ -137,10 +137,19 @@ class FakeProvider:
 
 
 class FakeVerifier:
-    """Only its counters are read."""
+    """Its counters are read, and it is asked whether it is still right."""
+
+    def __init__(self) -> None:
+        self.num_canaries = 0
+        self.on_canaries: Callable[[], None] = lambda: None
+
+    async def canaries(self) -> None:
+        self.num_canaries += 7
+        self.on_canaries()
 
     def statistics(self) -> dict[str, float]:
-        return {"checks": 0, "infra_errors": 0}
+        zeros = dict.fromkeys(("checks", "infra_errors", "audits", "revoked", "audit_unfinished"), 0.0)
+        return {**zeros, "canaries": self.num_canaries}
 
 
 class FakeRunner:
@@ -152,6 +161,22 @@ class FakeRunner:
         self.duration_s: Callable[[Ticket], float] = lambda ticket: 0.001 * (ticket.ordinal % 3)
         self.failure: Callable[[Ticket], str] = lambda ticket: ""
         self.on_run: Callable[[Ticket], None] = lambda ticket: None
+        self.audited = Counter[str]()
+        self.audit_s = 0.0
+        self.on_audit: Callable[[Rollout], str] = lambda rollout: "fresh"
+        """What the audit says of an accepted proof: what confirmed it, `revoked`, or nothing when it was unfinished."""
+
+    async def audit(self, rollout: Rollout) -> Rollout:
+        if not rollout.verdict.is_proved or rollout.verdict.audit:
+            return rollout
+        self.audited[rollout.id] += 1
+        await anyio.sleep(self.audit_s)
+        said = self.on_audit(rollout)
+        if not said:
+            return rollout
+        kind = "revoked" if said == "revoked" else "proved"
+        verdict = msgspec.structs.replace(rollout.verdict, kind=kind, audit="fresh")
+        return msgspec.structs.replace(rollout, verdict=verdict)
 
     async def run(self, ticket: Ticket, *, temperature: float, on_stage: Callable[[str], None]) -> Rollout:
         self.started[ticket.id] += 1
@@ -191,6 +216,7 @@ class Bench:
         self.learner = FakeLearner()
         self.provider = FakeProvider()
         self.runner = FakeRunner(self.engine)
+        self.verifier = FakeVerifier()
         self.suites: dict[str, list[Statement]] = {}
         for folder in ("logs", "checkpoints"):
             (run_dir / folder).mkdir(parents=True, exist_ok=True)
@@ -210,7 +236,7 @@ class Bench:
                     engine=self.engine,
                     learner=self.learner,  # type: ignore[arg-type]
                     renderer=FakeRenderer(),  # type: ignore[arg-type]
-                    verifier=FakeVerifier(),  # type: ignore[arg-type]
+                    verifier=self.verifier,  # type: ignore[arg-type]
                     provider=self.provider,
                     ledger=ledger,
                     runner=self.runner,  # type: ignore[arg-type]
