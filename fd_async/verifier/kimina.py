@@ -1,57 +1,45 @@
-"""Lean through a Kimina Lean Server: `POST /api/check`, or `/verify` of older servers.
+"""Lean through a Kimina Lean Server: the routes of version 2 and of version 1, found out by itself.
 
 The server answers one whole file at a time, so header, body and probe travel as one snippet and the answer is
-divided by line. That is as strict as two commands, because the gate refuses every way to hide or rename what comes
-after the model's text, and the probe carries a name that the model cannot know. Only failures of the server are
-retried, with a growing pause, until `verifier.queue_timeout_s` has passed.
+divided by line. Three things make that as strict as two commands: the gate refuses every way to hide, rename or
+modify what comes after the model's text; the probe carries a name that the model cannot know; and the probe's answer
+must stand on the very line that asked for it (older servers count lines from after the imports: measured at the
+start). What one file cannot show is damage that other clients did to the server's process: `run_fresh` compiles in a
+process of its own, which is what audits use. A header without imports is always compiled fresh, because the server
+would keep the first such file for everybody that comes after.
+
+Only failures of the server are retried, with a growing pause, until `verifier.queue_timeout_s` has passed.
 """
 
 from __future__ import annotations
 
 import os
-import secrets
+import random
+import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
 
 import aiohttp
 import anyio
-import msgspec
-from anyio import current_time, fail_after
-from msgspec import Struct
+from anyio import current_time, fail_after, to_thread
+from msgspec import Raw
+from msgspec.structs import replace
 
 from fd_async.config.schema import Verifier as VerifierTable
 from fd_async.errors import PreflightError, VerifierError
 from fd_async.verifier.backend import CheckTimeout, LeanAnswer, LeanRequest
-from fd_async.verifier.messages import Message, Position
+from fd_async.verifier.kimina_http import Busy, Check, Desync, Result, Wire
+from fd_async.verifier.messages import Message, Position, read_axioms
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 10.0
-_MAX_ANSWER_BYTES = 1 << 24
+_CONNECT_TIMEOUT_S = 10.0
 _PATIENCE_AT_START_S = 10.0
-_GRACE_S = 30.0
-"""Beyond the check itself: transfer, and the server's own waiting for a worker (60 s there, retried here)."""
+_MOST_INTERNAL_ERRORS = 6
+"""HTTP 500 is also what a file gets that kills every REPL: it must not be sent for as long as the patience lasts."""
+_TIMEOUTS_OF_OLD = 2
+"""Version 1 reports a slow import in the same words as a slow proof; the import is over the second time."""
+_LINE = re.compile(rb'("line":\s*)(\d+)')
 _VERSION = '#eval (Lean.versionString ++ " fd_version")'
-
-
-class _Response(Struct):
-    messages: list[Message] = []
-    sorries: list[msgspec.Raw] = []
-    env: int | None = None
-    message: str | None = None
-
-
-class _Result(Struct):
-    error: str | None = None
-    response: _Response | None = None
-    time: float | None = None
-
-
-class _Results(Struct):
-    results: list[_Result]
-
-
-class _Busy(Exception):
-    """The server cannot answer now; worth another try."""
 
 
 class KiminaBackend:
@@ -62,113 +50,119 @@ class KiminaBackend:
 
     def __init__(self, session: aiohttp.ClientSession, config: VerifierTable) -> None:
         self.toolchain = "unknown"
-        self._session = session
         self._config = config
+        self._wire = Wire(session, config.api_key_env)
         self._slots = anyio.Semaphore(config.workers)
-        self._route = "/api/check"
         self._retries = 0
+        self._desyncs = 0
+        self._counts_from_body = False
+        """Whether the server gives lines from after the imports, as all did before October 2025."""
 
     def statistics(self) -> Mapping[str, float]:
-        waiting = self._slots.statistics().tasks_waiting
-        return {"waiting": waiting, "busy": self._config.workers - self._slots.value, "restarts": self._retries}
+        slots = self._slots.statistics()
+        busy = self._config.workers - self._slots.value
+        return {"waiting": slots.tasks_waiting, "busy": busy, "restarts": self._retries, "desyncs": self._desyncs}
 
     async def run(self, request: LeanRequest) -> LeanAnswer:
         """Compile on the server; raises CheckTimeout or VerifierError."""
-        answer = await self._compile(request)
-        if answer.probe and any(message.is_error for message in answer.probe):
-            # An unfinished proof is reported where the next command begins: look at the body by itself.
-            alone = await self._compile(LeanRequest(request.header, request.body))
+        return await self._run(request, fresh=False)
+
+    async def run_fresh(self, request: LeanRequest) -> LeanAnswer:
+        """Compile in a process of the server that nobody used before; raises CheckTimeout or VerifierError."""
+        return await self._run(request, fresh=True)
+
+    async def _run(self, request: LeanRequest, *, fresh: bool) -> LeanAnswer:
+        answer = await self._compile(request, fresh)
+        if answer.probe is not None and not _is_answered(answer.probe, _probe_name(request.probe)):
+            # An unfinished body is reported where the next command begins, or swallows it: look at the body alone.
+            alone = await self._compile(LeanRequest(request.header, request.body), fresh)
             if alone.errors:
                 return alone
         return answer
 
-    async def _compile(self, request: LeanRequest) -> LeanAnswer:
-        head = f"{request.header}\n\n" if request.header else ""
-        result, seconds = await self._ask(f"{head}{request.body}\n\n{request.probe}\n")
-        response = result.response
-        if response is None:
-            raise VerifierError("the Kimina server sent neither an answer nor an error")
+    async def _compile(self, request: LeanRequest, fresh: bool) -> LeanAnswer:
+        started = current_time()
+        head = _imports_first(request.header)
+        code = f"{head}{request.body}\n\n{request.probe}\n"
+        if len(code.splitlines()) != code.count("\n"):
+            raise VerifierError("the statement or its header has characters that the Kimina server takes for line ends")
+        check = Check(
+            code,
+            self._config.check_timeout_s,
+            self._config.import_timeout_s,
+            fresh=fresh or not head.startswith("import "),
+            infotree=request.infotree,
+        )
+        result = await self._ask(check, self._config.queue_timeout_s)
+        seconds = result.seconds if result.seconds is not None else current_time() - started
+        queue_s = max(0.0, current_time() - started - seconds)
+        is_whole = self._wire.is_old and check.fresh  # then version 1 does not take the imports off
+        taken = 0 if is_whole else _taken_off(code)
         body_line = head.count("\n")
-        probe_line = body_line + request.body.count("\n") + 2
-        in_header = [m for m in response.messages if m.is_error and 0 < m.pos.line <= body_line]
-        if in_header:
-            raise VerifierError(f"the Lean header was rejected: {in_header[0].data[:500]}")
-        body = [_shift(m, body_line) for m in response.messages if m.pos.line <= probe_line]
-        probe = [_shift(m, probe_line) for m in response.messages if m.pos.line > probe_line]
-        stopped = not request.probe or any(m.is_error for m in body)
-        return LeanAnswer(body, len(response.sorries), result.time or seconds, None if stopped else probe)
+        answer = _divide(request, body_line, taken if self._counts_from_body else 0, result, seconds, queue_s)
+        if result.response is None or not bytes(result.response.infotree):
+            return answer
+        tree = await to_thread.run_sync(_move_tree, result.response.infotree, body_line - taken)
+        return replace(answer, infotree=tree)
 
     async def probe_version(self) -> None:
-        """Ask which Lean answers; raises PreflightError when nobody does."""
+        """Ask which Lean answers under the configured header, and how; raises PreflightError when nobody does."""
+        place = f"verifier.url = {self._config.url!r}"
+        head = _imports_first(self._config.header.replace("\r\n", "\n").strip())
+        if not head.startswith("import "):
+            head = f"import Init\n{head}"
+        code = f"{head}{_VERSION}\n"
+        limit = max(self._config.import_timeout_s, self._config.check_timeout_s)
         try:
-            result, _ = await self._ask(_VERSION, patience_s=_PATIENCE_AT_START_S)
+            result = await self._ask(Check(code, limit, limit), _PATIENCE_AT_START_S)
         except (VerifierError, CheckTimeout) as error:
-            raise PreflightError(f"verifier.url = {self._config.url!r}: {error}") from error
-        data = [m.data for m in result.response.messages] if result.response else []
-        versions = [text.strip('"').split()[0] for text in data if text.rstrip('"').endswith(" fd_version")]
-        if not versions:
-            raise PreflightError(
-                f"verifier.url = {self._config.url!r} does not run Lean commands: {result.error or data}"
-            )
-        self.toolchain = f"leanprover/lean4:v{versions[0]}"
+            raise PreflightError(f"{place}: {error}") from error
+        messages = (result.response.messages if result.response else None) or []
+        found = [m for m in messages if m.data.rstrip('"').endswith(" fd_version")]
+        if not found:
+            said = [m.data for m in messages]
+            raise PreflightError(f"{place} does not run Lean commands under verifier.header: {str(said)[:500]}")
+        self.toolchain = "leanprover/lean4:v" + found[0].data.strip('"').split()[0]
+        missing = head.count("\n") + 1 - found[0].pos.line
+        if missing not in (0, _taken_off(code)):
+            raise PreflightError(f"{place} gives line numbers that are off by {missing}")
+        self._counts_from_body = missing != 0
 
-    async def _ask(self, code: str, patience_s: float | None = None) -> tuple[_Result, float]:
-        """Post one snippet until an answer comes or the patience is over."""
-        patience = self._config.queue_timeout_s if patience_s is None else patience_s
-        deadline, pause, cause = current_time() + patience, _FIRST_PAUSE_S, "no free slot"
+    async def _ask(self, check: Check, patience_s: float) -> Result:
+        """Post one check until it is answered or the patience is over."""
+        deadline, cause = current_time() + patience_s, "no free slot"
         try:
-            with fail_after(patience + self._config.check_timeout_s + _GRACE_S):
-                async with self._slots:
-                    while True:
-                        started = current_time()
-                        try:
-                            return await self._post(code), current_time() - started
-                        except (_Busy, aiohttp.ClientError, TimeoutError) as error:
-                            cause = f"{type(error).__name__}: {error}"[:300]
-                        if current_time() + pause > deadline:
-                            break
-                        self._retries += 1
-                        await anyio.sleep(pause)
-                        pause = min(2 * pause, _LONGEST_PAUSE_S)
-        except TimeoutError:
-            pass
-        raise VerifierError(f"the Kimina server did not answer within {patience:g} s ({cause})")
-
-    async def _post(self, code: str) -> _Result:
-        limit = self._config.check_timeout_s
-        with fail_after(limit + _GRACE_S):
-            async with self._session.post(self._route, json=self._payload(code, limit)) as response:
-                if response.status == 404 and self._route == "/api/check":
-                    self._route = "/verify"
-                    raise _Busy("the server has only the older route")
-                if response.status in (401, 403, 422):
-                    text = (await response.text())[:200]
-                    raise VerifierError(f"the Kimina server refused the request ({response.status}): {text}")
-                if response.status != 200:
-                    raise _Busy(f"HTTP {response.status}")
-                data = bytearray()
-                async for chunk in response.content.iter_any():
-                    data += chunk
-                    if len(data) > _MAX_ANSWER_BYTES:
-                        raise VerifierError(f"the Kimina server's answer is longer than {_MAX_ANSWER_BYTES} bytes")
+            with fail_after(patience_s):
+                await self._slots.acquire()
+        except TimeoutError as error:
+            raise VerifierError(f"no place at the Kimina server within {patience_s:g} s") from error
         try:
-            (result,) = msgspec.json.decode(data, type=_Results).results
-        except (msgspec.DecodeError, ValueError) as error:
-            raise _Busy(f"unreadable answer: {error}") from error
-        if result.error:
-            if "timed out" in result.error:
-                raise CheckTimeout(f"not finished within verifier.check_timeout_s = {limit:g}")
-            raise _Busy(result.error)
-        if result.response is not None and result.response.message:
-            raise _Busy(result.response.message)
-        return result
-
-    def _payload(self, code: str, limit: float) -> dict[str, Any]:
-        name = secrets.token_hex(8)
-        seconds = max(1, round(limit))
-        if self._route == "/api/check":
-            return {"snippets": [{"id": name, "code": code}], "timeout": seconds, "reuse": True}
-        return {"codes": [{"custom_id": name, "code": code}], "timeout": seconds}
+            pause, internal, timeouts = _FIRST_PAUSE_S, 0, 0
+            while True:
+                wish_s = 0.0
+                try:
+                    return await self._wire.post(check)
+                except CheckTimeout:
+                    timeouts += 1
+                    if not self._wire.is_old or timeouts >= _TIMEOUTS_OF_OLD:
+                        raise
+                except Busy as error:
+                    cause, wish_s = str(error), error.retry_after_s
+                    internal += error.is_internal
+                    self._desyncs += isinstance(error, Desync)
+                except (aiohttp.ClientError, OSError) as error:  # OSError includes the deadline of one request
+                    cause = f"{type(error).__name__}: {error}"[:300]
+                wait_s = max(wish_s, pause * random.uniform(0.5, 1.5))
+                if current_time() + wait_s > deadline or internal >= _MOST_INTERNAL_ERRORS:
+                    raise VerifierError(
+                        f"the Kimina server did not answer within {patience_s:g} s or {_MOST_INTERNAL_ERRORS} "
+                        f"internal errors ({cause})"
+                    )
+                self._retries += 1
+                await anyio.sleep(wait_s)
+                pause = min(2 * pause, _LONGEST_PAUSE_S)
+        finally:
+            self._slots.release()
 
 
 @asynccontextmanager
@@ -179,13 +173,77 @@ async def open_kimina(config: VerifierTable) -> AsyncIterator[KiminaBackend]:
         PreflightError: The server does not answer.
     """
     key = os.environ.get(config.api_key_env, "")
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    timeout = aiohttp.ClientTimeout(total=None)  # deadlines are set around each request
+    headers = {"Accept-Encoding": "identity", **({"Authorization": f"Bearer {key}"} if key else {})}
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT_S)  # each request has its own deadline
     connector = aiohttp.TCPConnector(limit=config.workers)
-    async with aiohttp.ClientSession(config.url, headers=headers, timeout=timeout, connector=connector) as session:
+    async with aiohttp.ClientSession(
+        config.url,
+        headers=headers,
+        timeout=timeout,
+        connector=connector,
+        trust_env=False,  # proofs and the key go to verifier.url and to no proxy
+        auto_decompress=False,
+    ) as session:
         backend = KiminaBackend(session, config)
         await backend.probe_version()
         yield backend
+
+
+def _imports_first(header: str) -> str:
+    """Put imports on top, where the server looks for them, and end with an empty line; keeps the number of lines."""
+    if not header:
+        return ""
+    lines = header.split("\n")
+    imports = [line.strip() for line in lines if line.strip().startswith("import ")]
+    rest = [line for line in lines if not line.strip().startswith("import ")]
+    return "\n".join([*imports, *rest]) + "\n\n"
+
+
+def _taken_off(code: str) -> int:
+    """Count the lines that the server takes off before Lean sees the file: imports and empty lines at the top."""
+    lines = code.split("\n")
+    return next((i for i, line in enumerate(lines) if line.strip() and not line.startswith("import ")), len(lines))
+
+
+def _probe_name(probe: str) -> str:
+    """Return the name after the last `#print axioms`."""
+    return probe.rpartition("#print axioms ")[2].strip()
+
+
+def _is_answered(probe: list[Message], name: str) -> bool:
+    return read_axioms(probe, name) is not None and not any(message.is_error for message in probe)
+
+
+def _divide(
+    request: LeanRequest, body_line: int, taken_off: int, result: Result, seconds: float, queue_s: float
+) -> LeanAnswer:
+    """Divide one answer into body and probe by line.
+
+    Raises:
+        VerifierError: An error stands in the header, or the answer to the probe on a line that did not ask for it.
+    """
+    response = result.response
+    messages = [_shift(m, -taken_off) for m in (response.messages if response else None) or ()]
+    probe_line = body_line + request.body.count("\n") + 2
+    in_header = [m for m in messages if m.is_error and 0 < m.pos.line <= body_line]
+    if in_header:
+        raise VerifierError(f"the Lean header was rejected: {in_header[0].data[:500]}")
+    if request.probe:
+        name, asking = _probe_name(request.probe), probe_line + request.probe.rstrip().count("\n") + 1
+        if any(m.pos.line != asking and read_axioms([m], name) is not None for m in messages):
+            raise VerifierError("the Kimina server answers on other lines than those that ask")
+    # Without a probe everything is the body's: Lean reports an unfinished one at the end of the file.
+    is_body = [not request.probe or m.pos.line <= probe_line for m in messages]
+    body = [_shift(m, body_line) for m, mine in zip(messages, is_body, strict=True) if mine]
+    probe = [_shift(m, probe_line) for m, mine in zip(messages, is_body, strict=True) if not mine]
+    sorries = len((response.sorries if response else None) or ())
+    stopped = not request.probe or any(m.is_error for m in body)
+    return LeanAnswer(body, sorries, seconds, None if stopped else probe, queue_s=queue_s)
+
+
+def _move_tree(tree: Raw, lines: int) -> Raw:
+    """Count lines from the body's first; no server moves those of the tree. Quotes inside strings are escaped."""
+    return Raw(_LINE.sub(lambda found: found[1] + str(int(found[2]) - lines).encode(), bytes(tree)))
 
 
 def _shift(message: Message, lines: int) -> Message:
