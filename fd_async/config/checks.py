@@ -97,6 +97,18 @@ def _addresses(config: RunConfig) -> Found:
             yield (key,), "must start with http:// or https:// and a host"
 
 
+def _sandbox(config: RunConfig) -> Found:
+    table = config.verifier
+    if table.sandbox == "bubblewrap_if_it_works" and table.backend != "minilean":
+        yield (
+            ("verifier.sandbox", "verifier.backend"),
+            '"bubblewrap_if_it_works" is for verifier.backend = "minilean" only; a real Lean runs programs:'
+            ' take "bubblewrap", or say "unsandboxed"',
+        )
+    if any(not Path(folder).is_absolute() for folder in table.sandbox_read):
+        yield ("verifier.sandbox_read",), "must list absolute paths"
+
+
 def _secrets(config: RunConfig) -> Found:
     names = {"feedback.api_key_env": config.feedback.api_key_env, "verifier.api_key_env": config.verifier.api_key_env}
     for key, name in names.items():
@@ -164,4 +176,17 @@ def _times(config: RunConfig) -> Found:
         )
 
 
-_RULES = (_names, _lengths, _algorithm, _feedback, _addresses, _secrets, _learner, _gpus, _evaluation, _engine, _times)
+_RULES = (
+    _names,
+    _lengths,
+    _algorithm,
+    _feedback,
+    _addresses,
+    _sandbox,
+    _secrets,
+    _learner,
+    _gpus,
+    _evaluation,
+    _engine,
+    _times,
+)

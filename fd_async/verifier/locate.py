@@ -124,14 +124,12 @@ def lock_in(spec: ReplSpec, config: VerifierTable, log: Any) -> ReplSpec:
 
 
 def _python_reads() -> list[str]:
-    """Return what this Python needs of its installation, and the one library that the small checker uses."""
+    """Return what this Python needs of its installation, and the libraries that the small checker uses."""
     paths = sysconfig.get_paths()
     found = [sys.executable, os.path.join(sys.prefix, "pyvenv.cfg"), *(paths[n] for n in ("stdlib", "platstdlib"))]
     found += [os.path.join(base, lib) for base in (sys.prefix, sys.base_prefix) for lib in ("lib", "lib64")]
-    lark = importlib.util.find_spec("lark")
-    if lark is not None and lark.origin:
-        found.append(os.path.dirname(lark.origin))
-    return found
+    libraries = [importlib.util.find_spec(name) for name in ("lark", "z3")]
+    return [*found, *(os.path.dirname(one.origin) for one in libraries if one is not None and one.origin)]
 
 
 def _lean_reads(environment: Mapping[str, str]) -> list[str]:

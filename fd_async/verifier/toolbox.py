@@ -1,13 +1,16 @@
 """The three tools of one rollout: write a file, check it, search Mathlib.
 
 Owns the rollout's folder. Names are flat, links are never followed, and what is judged is the text remembered when
-it was written, so nothing can change it in between. The final verdict is that of the last file written.
+it was written, so nothing can change it in between: the SHA-256 in the verdict is that of the bytes written. Text that
+cannot be written byte for byte is refused. The final verdict is that of the last file written.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import secrets
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,10 @@ from fd_async.verifier.search import Search
 from fd_async.verifier.verifier import Verifier
 
 _NAME = re.compile(r"[A-Za-z0-9_]{1,64}\.lean")
+_RESERVED = frozenset(["lakefile.lean"])
+"""Lake would run it as a program."""
 _MAX_FILES = 64
+_MAX_FOLDER_BYTES = 4 << 20
 _REQUIRED: dict[str, list[str]] = {
     schema["function"]["name"]: schema["function"]["parameters"]["required"] for schema in TOOL_SCHEMAS
 }
@@ -40,6 +46,7 @@ class Toolbox:
         self._search = search
         self._output_chars = output_chars
         self._files: dict[str, str] = {}
+        self._sizes: dict[str, int] = {}
         self._last_written: str | None = None
         self.last_output = ""
         """Compiler output of the newest check, for feedback made of it."""
@@ -77,20 +84,34 @@ class Toolbox:
         return await self._judge(self._files[self._last_written])
 
     async def _write(self, name: str, code: str) -> ToolResult:
-        if not _NAME.fullmatch(name):
+        if not _NAME.fullmatch(name) or name.lower() in _RESERVED:
             text = f"Invalid file name {name[:80]!r}: use letters, digits and underscores, ending in .lean."
             return ToolResult(text=text, ok=False)
-        if len(code) > MAX_CODE_CHARS:
-            return ToolResult(text=f"The file is too long: at most {MAX_CODE_CHARS} characters.", ok=False)
-        if name not in self._files and len(self._files) >= _MAX_FILES:
-            return ToolResult(text=f"Too many files: at most {_MAX_FILES}.", ok=False)
+        problem = self._problem_of(name, code)
+        if problem:
+            return ToolResult(text=problem, ok=False)
+        content = code.encode("utf-8")  # these bytes, and no others, are what the judge is given as text
+        others = sum(size for other, size in self._sizes.items() if other != name)
+        if others + len(content) > _MAX_FOLDER_BYTES:
+            return ToolResult(text=f"All files together are too long: at most {_MAX_FOLDER_BYTES} bytes.", ok=False)
         try:
-            await to_thread.run_sync(_write_flat, self._folder, name, code)
+            await to_thread.run_sync(_write_flat, self._folder, name, content)
         except OSError as error:
             raise VerifierError(f"cannot write {name} into {self._folder}: {error}") from error
         self._files[name] = code
+        self._sizes[name] = len(content)
         self._last_written = name
         return ToolResult(text=f"Wrote {name}.", ok=True)
+
+    def _problem_of(self, name: str, code: str) -> str:
+        """Say why a file is not written, or nothing."""
+        if len(code) > MAX_CODE_CHARS:
+            return f"The file is too long: at most {MAX_CODE_CHARS} characters."
+        if "\0" in code or any("\ud800" <= letter <= "\udfff" for letter in code):
+            return "The file contains characters that are not valid in a Lean file (NUL or half a Unicode character)."
+        if name not in self._files and len(self._files) >= _MAX_FILES:
+            return f"Too many files: at most {_MAX_FILES}."
+        return ""
 
     async def _check(self, name: str) -> ToolResult:
         code = self._files.get(name)
@@ -130,14 +151,23 @@ def _problem(call: ToolCall) -> str:
     return ""
 
 
-def _write_flat(folder: Path, name: str, code: str) -> None:
-    """Write folder/name without following links, neither in the name nor in the folder's last step."""
+def _write_flat(folder: Path, name: str, content: bytes) -> None:
+    """Put a file at folder/name, whole or not at all, and never through a link that stands there.
+
+    It is written under another name and renamed, which replaces a link, a second name of a foreign file, or a pipe
+    instead of writing into it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    fresh = f".{secrets.token_hex(8)}"
     try:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
-        descriptor = os.open(name, flags, 0o644, dir_fd=directory)
-        with os.fdopen(descriptor, "w", encoding="utf-8", errors="replace", newline="") as file:
-            file.write(code)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        with os.fdopen(os.open(fresh, flags, 0o644, dir_fd=directory), "wb") as file:
+            file.write(content)
+        os.rename(fresh, name, src_dir_fd=directory, dst_dir_fd=directory)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(fresh, dir_fd=directory)
+        raise
     finally:
         os.close(directory)
