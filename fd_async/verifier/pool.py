@@ -1,288 +1,453 @@
-"""N REPL workers that serve many callers: affinity to headers, first come first served, restart in the background.
+"""REPL processes that serve many callers: who runs, who waits, who is set aside, and which process is worn out.
 
-Owns the workers' lives. Each slot is one task that starts a process, offers it until it is retired, kills it and
-starts the next, so a caller never pays for another caller's timeout. `lease` lends a process that has the asked
-header loaded; whatever happens inside the lease, the process comes back clean or is replaced. Waiting for a lease
-has a deadline, and passing it is an infrastructure failure, never a judgement.
+    callers ──▶ FairQueue ──▶ at most `workers` running ──▶ done
+                    ▲                   │ ran longer than `first_budget_s` while others wait and a spare is ready
+                    └── stopped ◀───────┘ (SIGSTOP; its process waits with it, at most `spares` of them)
+
+There are `workers + spares` processes. A check runs in one that has its header loaded. What is not running is a spare:
+ready at once when a process breaks, is recycled or turns to another header, all of which happen in the background.
+Whatever happens inside a lease, the process comes back clean or is replaced. Waiting for a lease has a deadline, and
+passing it is an infrastructure failure, never a judgement; a check that was set aside has no such deadline.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import AsyncIterator
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Hashable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
 import anyio
-import anyio.abc
-import structlog
-from anyio import Event, current_time
+from anyio import CapacityLimiter, Event, current_time, to_thread
 
-from fd_async.errors import PreflightError, VerifierError
-from fd_async.verifier.repl import HeaderRejected, ReplDesync, ReplProcess, ReplSpec, open_repl
+from fd_async.errors import VerifierError
+from fd_async.verifier.backend import CheckTimeout
+from fd_async.verifier.processes import own_bytes
+from fd_async.verifier.repl import ReplDesync, ReplProcess, ReplSpec, ReplTimeout, open_repl
+from fd_async.verifier.schedule import Costs, FairQueue, Ticket, choose_turn
+from fd_async.verifier.workers import Slot, Workers
 
-_MAX_STARTS_AT_ONCE = 8
-_BACKOFF_S = (0.1, 1.0, 5.0, 15.0, 30.0)
-_GIVE_UP_AFTER_STARTS = 3
-_REJECTED_FOR_S = 60.0
-_USES_BEFORE_TURN = 16
-"""A worker serves its header at least this often before it turns to one that waits and has no worker."""
-_log = structlog.get_logger("fd_async.verifier")
+_GIB = 1 << 30
+_SAMPLE_S = 1.0
+_MAX_TICK_S = 0.25
+_AGE_SPREAD = 0.2
+_WAITS_KEPT = 1024
+
+
+@dataclass(frozen=True)
+class PoolSettings:
+    """The `[verifier]` keys of the same names; 0 turns a limit off."""
+
+    workers: int
+    max_uses: int
+    queue_timeout_s: float
+    default_header: str
+    spares: int = 0
+    first_budget_s: float = 0.0
+    starts_at_once: int = 4
+    max_age_s: float = 0.0
+    recycle_gib: float = 0.0
+    resident_limit_gib: float = 0.0
+    fresh_at_once: int = 2
 
 
 @dataclass(eq=False)
-class _Slot:
-    """One worker's place. `header` is what its process has loaded, or will load next."""
+class _Check:
+    """A caller: in the queue, running, or set aside. It waits until `slot` or `error` is there."""
 
-    number: int
-    header: str
-    repl: ReplProcess | None = None
-    retire: Event = field(default_factory=Event)
-
-
-@dataclass(eq=False)
-class _Waiter:
-    """A caller in the queue; exactly one of slot and error is set when the event fires."""
-
+    since: float
+    caller: str
+    cost: float
     event: Event = field(default_factory=Event)
-    slot: _Slot | None = None
+    slot: Slot | None = None
     error: VerifierError | None = None
+    ticket: Ticket[_Check] | None = None
+    began_s: float = 0.0
+    """`running_s` of its process when it began, and when it last went on."""
+    resumed_s: float = 0.0
+    budget_s: float = 0.0
 
 
 class ReplPool:
-    """Workers and their queue. Made by `open_pool`."""
+    """Processes and their queue. Made by `open_pool`."""
 
-    def __init__(
-        self, spec: ReplSpec, *, workers: int, max_uses: int, queue_timeout_s: float, default_header: str
-    ) -> None:
-        self._spec = spec
-        self._max_uses = max_uses
-        self._queue_timeout_s = queue_timeout_s
-        self._default_header = default_header
-        self._slots = [_Slot(number, default_header) for number in range(workers)]
-        self._idle: dict[_Slot, None] = {}
-        self._queues: dict[str, dict[_Waiter, None]] = {}
-        self._rejected: dict[str, tuple[HeaderRejected, float]] = {}
-        self._failed_starts: Counter[str] = Counter()
-        self._starting = anyio.Semaphore(min(_MAX_STARTS_AT_ONCE, workers))
-        self._fresh = anyio.Semaphore(2)
-        self._first = _Waiter()
-        self._busy = 0
+    def __init__(self, spec: ReplSpec, settings: PoolSettings) -> None:
+        self._settings = settings
+        self.workers = Workers(
+            spec,
+            self,
+            num_slots=settings.workers + settings.spares,
+            starts_at_once=settings.starts_at_once,
+            header=settings.default_header,
+        )
+        self._queue: FairQueue[_Check] = FairQueue()
+        self._costs = Costs()
+        self._idle: dict[str, dict[Slot, None]] = {}
+        self._running: dict[Slot, _Check] = {}
+        self._parked: dict[Slot, _Check] = {}
+        self._fresh: set[ReplProcess] = set()
+        self._fresh_turns = anyio.Semaphore(settings.fresh_at_once)
         self._counts: Counter[str] = Counter()
+        self._waits: deque[float] = deque(maxlen=_WAITS_KEPT)
+        self._memory: dict[int, int] = {}
 
     def statistics(self) -> dict[str, float]:
-        """Counters `restarts`, `desyncs`, `failed_starts`; gauges `waiting`, `busy`, `idle`."""
+        """Counters since the start; gauges `waiting`, `busy`, `idle`, `parked` (set aside now), `queue_p95_s`."""
+        waits = sorted(self._waits)
         return {
-            "restarts": self._counts["restarts"],
-            "desyncs": self._counts["desyncs"],
-            "failed_starts": self._counts["failed_starts"],
-            "waiting": sum(len(queue) for queue in self._queues.values()),
-            "busy": self._busy,
-            "idle": len(self._idle),
+            "restarts": float(self.workers.counts["restarts"]),
+            "desyncs": float(self._counts["desyncs"]),
+            "failed_starts": float(self.workers.counts["failed_starts"]),
+            "recycled": float(self._counts["recycled"]),
+            "set_aside": float(self._counts["set_aside"]),
+            "out_of_memory": float(self._counts["out_of_memory"]),
+            "waiting": float(len(self._queue) - len(self._parked)),
+            "busy": float(len(self._running)),
+            "idle": float(sum(map(len, self._idle.values()))),
+            "parked": float(len(self._parked)),
+            "queue_p95_s": waits[int(0.95 * (len(waits) - 1))] if waits else 0.0,
         }
 
     def pids(self) -> list[int]:
         """Process ids of the workers that are up."""
-        return [slot.repl.pid for slot in self._slots if slot.repl is not None]
+        return [slot.repl.pid for slot in self.slots if slot.repl is not None]
+
+    @property
+    def slots(self) -> list[Slot]:
+        return self.workers.slots
 
     @asynccontextmanager
-    async def lease(self, header: str) -> AsyncIterator[ReplProcess]:
-        """Lend a worker that has this header loaded.
+    async def lease(self, header: str, *, caller: str = "", cost_key: str = "") -> AsyncIterator[ReplProcess]:
+        """Lend a process that has this header loaded.
+
+        Args:
+            header: What it must have loaded.
+            caller: For whom; the queue is fair between callers.
+            cost_key: What is checked; earlier leases with this key predict how long this one takes.
 
         Raises:
-            VerifierError: No worker became free inside `verifier.queue_timeout_s`, or none can be started.
+            VerifierError: No turn came inside `verifier.queue_timeout_s`, or no process can be started.
         """
-        slot = await self._acquire(header)
-        repl = slot.repl
-        assert repl is not None
+        check = await self._acquire(header, caller, self._costs.predict(cost_key))
+        slot = check.slot
+        assert slot is not None
+        assert slot.repl is not None
+        repl, is_measured = slot.repl, False
         try:
             yield repl
+            is_measured = True
         except ReplDesync:
             self._counts["desyncs"] += 1
             raise
+        except (ReplTimeout, CheckTimeout):
+            is_measured = True
+            raise
         finally:
-            repl.uses += 1
-            self._busy -= 1
-            self._offer(slot)
+            if is_measured:
+                self._costs.observe(cost_key, repl.running_s - check.began_s)
+            self._release(check, slot, repl)
 
     @asynccontextmanager
     async def fresh(self, header: str) -> AsyncIterator[ReplProcess]:
-        """Lend a process of its own that nobody used before; for inputs that broke a worker."""
+        """Lend a process of its own that nobody used before; for audits, and for inputs that broke a worker.
+
+        Raises:
+            VerifierError: No turn came inside `verifier.queue_timeout_s`, or the process does not start.
+        """
         async with AsyncExitStack() as stack:
             try:
-                with anyio.fail_after(self._queue_timeout_s):
-                    await stack.enter_async_context(self._fresh)
+                with anyio.fail_after(self._settings.queue_timeout_s):
+                    await stack.enter_async_context(self._fresh_turns)
+                    await self.workers.starting.acquire()
             except TimeoutError:
                 raise VerifierError("no turn for a fresh worker within verifier.queue_timeout_s") from None
-            repl = await stack.enter_async_context(open_repl(self._spec, header))
+            try:
+                repl = await stack.enter_async_context(open_repl(self.workers.spec, header))
+            finally:
+                self.workers.starting.release()
+            self._fresh.add(repl)
+            stack.callback(self._fresh.discard, repl)
             try:
                 yield repl
             except ReplDesync:
                 self._counts["desyncs"] += 1
                 raise
 
-    async def first_outcome(self) -> None:
-        """Wait until one worker is up; raises PreflightError when the first to finish its start failed."""
-        await self._first.event.wait()
-        if self._first.error is not None:
-            raise PreflightError(f"the verifier does not start: {self._first.error}") from self._first.error
-
-    async def run_slot(self, slot: _Slot) -> None:
-        """Keep one worker up for ever."""
-        failures = 0
-        while True:
-            header, slot.retire = slot.header, Event()
-            try:
-                async with AsyncExitStack() as stack:
-                    async with self._starting:
-                        repl = await stack.enter_async_context(open_repl(self._spec, header))
-                    failures = 0
-                    self._started(slot, repl, header)
-                    await slot.retire.wait()
-                    slot.repl = None
-                self._counts["restarts"] += 1
-            except VerifierError as error:
-                self._start_failed(slot, header, error)
-                await anyio.sleep(_BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)])
-                failures += 1
-
-    @property
-    def slots(self) -> list[_Slot]:
-        return self._slots
-
-    async def _acquire(self, header: str) -> _Slot:
-        rejected = self._rejected.get(header)
-        if rejected is not None and current_time() - rejected[1] < _REJECTED_FOR_S:
-            raise VerifierError(str(rejected[0])) from rejected[0]
-        slot = self._take_idle(header)
+    async def _acquire(self, header: str, caller: str, cost: float) -> _Check:
+        self.workers.demand_accepted(header)
+        check = _Check(current_time(), caller, cost, budget_s=self._settings.first_budget_s)
+        slot = self._take_idle(header) if len(self._running) < self._settings.workers else None
         if slot is not None:
-            self._busy += 1
-            return slot
-        waiter = _Waiter()
-        self._queues.setdefault(header, {})[waiter] = None
+            self._begin(check, slot)
+            return check
+        check.ticket = self._queue.add(check, header, caller, cost)
         self._make_room(header)
         try:
-            with anyio.move_on_after(self._queue_timeout_s):
-                await waiter.event.wait()
+            with anyio.move_on_after(self._settings.queue_timeout_s):
+                await check.event.wait()
         except BaseException:
-            self._forget(header, waiter)
-            if waiter.slot is not None:
-                self._busy -= 1
-                self._offer(waiter.slot)
+            self._queue.leave(check.ticket)
+            if check.slot is not None and check.slot.repl is not None:
+                self._release(check, check.slot, check.slot.repl)
             raise
-        self._forget(header, waiter)
-        if waiter.error is not None:
-            raise VerifierError(str(waiter.error)) from waiter.error
-        if waiter.slot is None:
+        self._queue.leave(check.ticket)
+        if check.error is not None:
+            raise VerifierError(str(check.error)) from check.error
+        if check.slot is None:
             raise VerifierError(
-                f"no verifier worker became free within verifier.queue_timeout_s = {self._queue_timeout_s:g}; "
+                f"no verifier worker became free within verifier.queue_timeout_s = {self._settings.queue_timeout_s:g}; "
                 "raise it, or verifier.workers"
             )
-        return waiter.slot
+        return check
 
-    def _forget(self, header: str, waiter: _Waiter) -> None:
-        queue = self._queues.get(header)
-        if queue is not None:
-            queue.pop(waiter, None)
-            if not queue:
-                del self._queues[header]
+    def _begin(self, check: _Check, slot: Slot) -> None:
+        assert slot.repl is not None
+        self._running[slot] = check
+        self._waits.append(current_time() - check.since)
+        check.began_s = check.resumed_s = slot.repl.running_s
+        check.slot = slot
+        check.event.set()
 
-    def _take_idle(self, header: str) -> _Slot | None:
-        for slot in list(self._idle):
-            if slot.header != header:
-                continue
-            del self._idle[slot]
-            if slot.repl is not None and slot.repl.is_usable():
-                return slot
-            self._counts["died_idle"] += 1
-            slot.retire.set()
-        return None
-
-    def _make_room(self, header: str) -> None:
-        """Turn an idle worker of another header to this one when its own workers cannot keep up."""
-        workers = Counter(slot.header for slot in self._slots)
-        if workers[header] and len(self._queues[header]) <= workers[header]:
-            return
-        for slot in self._idle:
-            if slot.header != header and (workers[slot.header] > 1 or not workers[header]):
-                del self._idle[slot]
-                self._turn(slot, header)
-                return
-
-    def _turn(self, slot: _Slot, header: str) -> None:
-        slot.header = header
-        slot.retire.set()
-
-    def _offer(self, slot: _Slot) -> None:
-        """Give a worker that became free to whoever waits for it, or retire it."""
-        repl = slot.repl
-        if repl is None or slot.retire.is_set():
-            return
-        own = self._queues.get(slot.header)
-        unserved = self._unserved_header()
-        if not repl.is_usable() or repl.uses >= self._max_uses:
-            self._turn(slot, unserved if unserved is not None and not own else slot.header)
-        elif unserved is not None and (not own or repl.uses >= _USES_BEFORE_TURN):
-            self._turn(slot, unserved)
-        elif own:
-            waiter = next(iter(own))
-            self._forget(slot.header, waiter)
-            waiter.slot = slot
-            self._busy += 1
-            waiter.event.set()
+    def _release(self, check: _Check, slot: Slot, repl: ReplProcess) -> None:
+        """Take back a process, whether its check was running or set aside."""
+        if self._parked.pop(slot, None) is not None:
+            assert check.ticket is not None
+            self._queue.leave(check.ticket)
+            if not repl.broken:
+                repl.resume()
         else:
-            self._idle[slot] = None
-
-    def _unserved_header(self) -> str | None:
-        """The longest waiting header that no worker has or is loading."""
-        if not self._queues:
-            return None
-        served = {slot.header for slot in self._slots}
-        return next((header for header in self._queues if header not in served), None)
-
-    def _started(self, slot: _Slot, repl: ReplProcess, header: str) -> None:
-        slot.repl = repl
-        self._failed_starts.pop(header, None)
-        self._rejected.pop(header, None)
-        self._first.event.set()
+            self._running.pop(slot, None)
+            if check.ticket is not None:
+                self._queue.settle(check.ticket, repl.running_s - check.resumed_s)
+        if repl.condemned:
+            self._counts["out_of_memory"] += 1
+        repl.uses += 1
+        slot.served += 1
         self._offer(slot)
 
-    def _start_failed(self, slot: _Slot, header: str, error: VerifierError) -> None:
-        slot.repl = None
-        self._counts["failed_starts"] += 1
-        self._failed_starts[header] += 1
-        if not self._first.event.is_set():
-            self._first.error = error
-            self._first.event.set()
-        _log.warning("a verifier worker did not start", worker=slot.number, error=str(error))
-        up = any(other.repl is not None and other.header == header for other in self._slots)
-        if isinstance(error, HeaderRejected):
-            self._rejected[header] = (error, current_time())
-        if isinstance(error, HeaderRejected) or (not up and self._failed_starts[header] >= _GIVE_UP_AFTER_STARTS):
-            for waiter in list(self._queues.pop(header, {})):
-                waiter.error = error
-                waiter.event.set()
-            slot.header = self._unserved_header() or self._default_header
+    def _dispatch(self) -> None:
+        """Let checks begin or go on as long as there are rights to run and processes that are ready."""
+        while self._queue and len(self._running) < self._settings.workers:
+            ready: list[Hashable] = [*self._idle, *self._parked]
+            ticket = self._queue.choose(ready)
+            if ticket is None:
+                return
+            check = ticket.item
+            if isinstance(ticket.place, Slot):
+                self._go_on(check, ticket.place)
+            else:
+                slot = self._take_idle(str(ticket.place))
+                if slot is None:
+                    continue  # they had died; the next round looks at what is left
+                self._queue.grant(ticket)
+                self._begin(check, slot)
+
+    def _go_on(self, check: _Check, slot: Slot) -> None:
+        assert check.ticket is not None
+        assert slot.repl is not None
+        self._queue.grant(check.ticket)
+        del self._parked[slot]
+        self._running[slot] = check
+        check.budget_s *= 2
+        check.resumed_s = slot.repl.running_s
+        slot.repl.resume()
+
+    def _set_aside(self) -> None:
+        """Stop checks that had their budget while others could begin in a spare process."""
+        while self._settings.first_budget_s and len(self._parked) < self._settings.spares:
+            if not any(self._queue.waiting(header) for header in self._idle):
+                return
+            over, slot = 0.0, None
+            for other, check in self._running.items():
+                if other.repl is not None and not other.repl.broken_or_killed:
+                    excess = other.repl.running_s - check.resumed_s - check.budget_s
+                    over, slot = (excess, other) if excess > over else (over, slot)
+            if slot is None:
+                return
+            self._park(slot)
+            self._dispatch()
+
+    def _park(self, slot: Slot) -> None:
+        check, repl = self._running.pop(slot), slot.repl
+        assert repl is not None
+        repl.pause()
+        ran = repl.running_s - check.began_s
+        if check.ticket is not None:
+            self._queue.settle(check.ticket, repl.running_s - check.resumed_s)
+        remainder = min(max(ran, check.cost - ran), repl.left_s)
+        check.ticket = self._queue.add(check, slot, check.caller, remainder, returns=True)
+        self._parked[slot] = check
+        self._counts["set_aside"] += 1
+
+    def _take_idle(self, header: str) -> Slot | None:
+        slots = self._idle.get(header)
+        while slots:
+            slot, _ = slots.popitem()
+            if not slots:
+                del self._idle[header]
+            if slot.repl is not None and slot.repl.is_usable():
+                return slot
+            self.workers.retire(slot)
+        return None
+
+    def _remove_idle(self, slot: Slot) -> None:
+        slots = self._idle[slot.header]
+        del slots[slot]
+        if not slots:
+            del self._idle[slot.header]
+
+    def _offer(self, slot: Slot) -> None:
+        """Give a process that became free to whoever is next, or retire it."""
+        repl = slot.repl
+        if repl is not None and not slot.retire.is_set():
+            turn = self._turn_of(slot)
+            if not repl.is_usable() or repl.uses >= self._settings.max_uses:
+                self._counts["recycled"] += repl.uses >= self._settings.max_uses and not repl.broken
+                self.workers.retire(slot)
+            elif turn is not None:
+                self.workers.retire(slot, turn)
+            else:
+                self._idle.setdefault(slot.header, {})[slot] = None
+        self._dispatch()
+
+    def _waiting(self) -> dict[str, int]:
+        return {place: count for place, count in self._queue.places().items() if isinstance(place, str)}
+
+    def _turn_of(self, slot: Slot) -> str | None:
+        waiting = self._waiting()
+        if not waiting or (len(waiting) == 1 and slot.header in waiting):
+            return None
+        has_right = len(self._running) < self._settings.workers
+        return choose_turn(slot.header, slot.served, waiting, self.workers.of_header(), has_right=has_right)
+
+    def _make_room(self, header: str) -> None:
+        """Turn an idle process of another header to this one when its own processes cannot keep up."""
+        for other in self._idle:
+            if other == header:
+                continue
+            slot = next(iter(self._idle[other]))
+            turn = self._turn_of(slot)
+            if turn is not None:
+                self._remove_idle(slot)
+                self.workers.retire(slot, turn)
+                return
+
+    def started(self, slot: Slot) -> None:
+        """Use a process that has loaded its header."""
+        self._offer(slot)
+
+    def header_to_load(self, slot: Slot) -> str:
+        """Choose the header of a process that starts: one that waits and has none, else its own."""
+        waiting = self._waiting()
+        others = self.workers.of_header()
+        others[slot.header] -= 1
+        if waiting.get(slot.header) and not others[slot.header]:
+            return slot.header
+        return next((header for header in waiting if not others[header]), slot.header)
+
+    def give_up(self, header: str, error: VerifierError) -> None:
+        """Tell everybody who waits for this header that it cannot be had."""
+        for check in self._queue.clear(header):
+            check.error = error
+            check.event.set()
+
+    async def watch_budgets(self) -> None:
+        """Look for checks to set aside, and for idle processes that died."""
+        budget_s = self._settings.first_budget_s
+        tick_s = min(_MAX_TICK_S, budget_s / 8) if budget_s else _MAX_TICK_S
+        while True:
+            await anyio.sleep(tick_s)
+            self._set_aside()
+            for slot in [slot for slots in self._idle.values() for slot in slots]:
+                if slot.repl is None or not slot.repl.is_usable():
+                    self._remove_idle(slot)
+                    self.workers.retire(slot)
+
+    async def watch_memory(self) -> None:
+        """Measure all processes once a second; kill those over the limit, replace idle ones that are worn out."""
+        limiter = CapacityLimiter(1)
+        limit = self._settings.resident_limit_gib * _GIB
+        while True:
+            await anyio.sleep(_SAMPLE_S)
+            processes = [slot.repl for slot in self.slots if slot.repl is not None] + list(self._fresh)
+            if limit or self._settings.recycle_gib:
+                pids = [repl.pid for repl in processes]
+                self._memory = await to_thread.run_sync(_measure, pids, limiter=limiter)
+            for repl in processes:
+                if limit and self._memory.get(repl.pid, 0) > limit and not repl.broken_or_killed:
+                    used = self._memory[repl.pid] / _GIB
+                    repl.condemn(
+                        f"it used {used:.1f} GiB of its own; verifier.resident_limit_gib = "
+                        f"{self._settings.resident_limit_gib:g}"
+                    )
+            self._recycle()
+
+    def _recycle(self) -> None:
+        """Replace one idle process that is too old or too large; one at a time, so that spares stay ready."""
+        if self.workers.num_loading:
+            return
+        settings = self._settings
+        for slot in [slot for slots in self._idle.values() for slot in slots]:
+            repl = slot.repl
+            if repl is None:
+                continue
+            max_age_s = settings.max_age_s * (1 - _AGE_SPREAD * slot.number / len(self.slots))
+            is_old = bool(max_age_s) and current_time() - repl.started_at > max_age_s
+            is_large = bool(settings.recycle_gib) and self._memory.get(repl.pid, 0) > settings.recycle_gib * _GIB
+            if is_old or is_large:
+                self._counts["recycled"] += 1
+                self._remove_idle(slot)
+                self.workers.retire(slot)
+                return
+
+
+def _measure(pids: list[int]) -> dict[int, int]:
+    return {pid: own_bytes(pid) for pid in pids}
 
 
 @asynccontextmanager
 async def open_pool(
-    spec: ReplSpec, *, workers: int, max_uses: int, queue_timeout_s: float, default_header: str
+    spec: ReplSpec,
+    *,
+    workers: int,
+    max_uses: int,
+    queue_timeout_s: float,
+    default_header: str,
+    spares: int = 0,
+    first_budget_s: float = 0.0,
+    starts_at_once: int = 4,
+    max_age_s: float = 0.0,
+    recycle_gib: float = 0.0,
+    resident_limit_gib: float = 0.0,
+    fresh_at_once: int = 2,
 ) -> AsyncIterator[ReplPool]:
-    """Start the workers with the default header and wait for the first one; kill them all at the end.
+    """Start the processes with the default header and wait for the first one; kill them all at the end.
 
     Raises:
-        PreflightError: The first worker does not start, or does not accept the header.
+        PreflightError: The first process does not start, or does not accept the header.
     """
-    pool = ReplPool(
-        spec, workers=workers, max_uses=max_uses, queue_timeout_s=queue_timeout_s, default_header=default_header
+    settings = PoolSettings(
+        workers=workers,
+        max_uses=max_uses,
+        queue_timeout_s=queue_timeout_s,
+        default_header=default_header,
+        spares=spares,
+        first_budget_s=first_budget_s,
+        starts_at_once=starts_at_once,
+        max_age_s=max_age_s,
+        recycle_gib=recycle_gib,
+        resident_limit_gib=resident_limit_gib,
+        fresh_at_once=fresh_at_once,
     )
+    pool = ReplPool(spec, settings)
     try:
         async with anyio.create_task_group() as tasks:
             for slot in pool.slots:
-                tasks.start_soon(pool.run_slot, slot, name=f"verifier-worker-{slot.number}")
+                tasks.start_soon(pool.workers.run_slot, slot, name=f"verifier-worker-{slot.number}")
+            tasks.start_soon(pool.watch_budgets, name="verifier-budgets")
+            tasks.start_soon(pool.watch_memory, name="verifier-memory")
             try:
-                await pool.first_outcome()
+                await pool.workers.first_outcome()
                 yield pool
             finally:
                 tasks.cancel_scope.cancel()

@@ -23,7 +23,7 @@ from anyio import CancelScope, to_thread
 
 from fd_async.errors import VerifierError
 from fd_async.verifier.messages import Answer, decode_answer
-from fd_async.verifier.processes import continue_tree, kill_tree, stop_tree
+from fd_async.verifier.processes import continue_tree, kill_group, kill_tree, process_tree, stop_tree
 from fd_async.verifier.sandbox import Limits, Room, launch_argv, signal_or_code
 
 _BLOCK_END = re.compile(rb"\r?\n[ \t]*\r?\n")
@@ -125,6 +125,8 @@ class ReplProcess:
         self._stopped_at: float | None = None
         self._stopped_s = 0.0
         self.header_env: int | None = None
+        self.tree: list[int] = []
+        """Its processes at the time when the header was loaded."""
         self.uses = 0
         self.started_at = self._loop.time()
         self.condemned = ""
@@ -153,6 +155,11 @@ class ReplProcess:
         """Seconds since the start, without those for which it was stopped."""
         now = self._loop.time() if self._stopped_at is None else self._stopped_at
         return now - self.started_at - self._stopped_s
+
+    @property
+    def broken_or_killed(self) -> bool:
+        """True when no answer will come any more; `broken` alone is also true while one is awaited."""
+        return self._killed or bool(self.condemned) or (self.broken and not self._busy)
 
     @property
     def left_s(self) -> float:
@@ -194,7 +201,8 @@ class ReplProcess:
         """Kill the process now; whoever waits for its answer gets the reason."""
         self.condemned = reason
         self.broken = True
-        kill_tree(self.pid)
+        if self.returncode is None:
+            kill_tree(self.pid)
 
     async def load_header(self, header: str) -> None:
         """Run the header as environment 0; once per process, even when it is empty."""
@@ -206,6 +214,7 @@ class ReplProcess:
             text = answer.message or answer.errors[0].data
             raise HeaderRejected(f"the Lean header was rejected: {text.strip()[:500]}")
         self.header_env = answer.env
+        self.tree = process_tree(self.pid)
 
     async def command(
         self, cmd: str, *, env: int | None = None, timeout_s: float, infotree: str | None = None
@@ -293,8 +302,8 @@ class ReplProcess:
             if not self._is_open:
                 raise await self._exited("the process closed its output")
             if self._exit and self._process.returncode is not None:
-                while self._on_output():  # what it still wrote
-                    pass
+                while self._end is None and len(self._buffer) <= self._spec.max_answer_bytes and self._on_output():
+                    pass  # what it still wrote
                 if self._end is None and self._is_open:  # a grandchild holds the pipe
                     raise await self._exited("the process ended before it answered")
                 continue
@@ -415,7 +424,10 @@ class ReplProcess:
         if self._killed:
             return
         self._killed = True
-        kill_tree(self.pid)
+        if self.returncode is None:
+            kill_tree(self.pid)
+        else:  # its number may be another process's by now; its group is not, as long as anybody is in it
+            kill_group(self.pid)
         for descriptor in list(self._watched):
             self._unwatch(descriptor)
         with CancelScope(shield=True):

@@ -6,11 +6,9 @@ Only what happens twice is held against the input.
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import structlog
 from anyio import current_time
@@ -19,6 +17,7 @@ from fd_async.errors import VerifierError
 from fd_async.verifier.backend import CheckCrash, CheckOutOfMemory, CheckTimeout, LeanAnswer, LeanRequest
 from fd_async.verifier.messages import Answer
 from fd_async.verifier.pool import ReplPool, open_pool
+from fd_async.verifier.processes import cpu_seconds
 from fd_async.verifier.repl import (
     HeaderRejected,
     ReplDesync,
@@ -30,6 +29,8 @@ from fd_async.verifier.repl import (
 )
 
 _IDLE_SHARE = 0.5
+_RETRIES_AT_ONCE = 2
+_INFOTREE = "full"
 _log = structlog.get_logger("fd_async.verifier")
 _FOREIGN_SIGNALS = (-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP, -signal.SIGQUIT)
 
@@ -49,14 +50,16 @@ class ReplBackend:
 
     async def run(self, request: LeanRequest) -> LeanAnswer:
         """Compile on a worker; once more, alone, when the worker broke."""
+        asked = current_time()
         try:
-            async with self._pool.lease(request.header) as repl:
-                return await self._compile(repl, request)
+            async with self._pool.lease(request.header, caller=request.caller, cost_key=request.cost_key) as repl:
+                return await self._compile(repl, request, asked)
         except ReplFailure as error:
             _log.info("a check broke its worker; it is tried once more in a fresh one", cause=str(error))
+        asked = current_time()
         try:
             async with self._pool.fresh(request.header) as repl:
-                return await self._compile(repl, request, is_second=True)
+                return await self._compile(repl, request, asked, is_second=True)
         except HeaderRejected:
             raise
         except ReplTimeout as error:
@@ -71,34 +74,52 @@ class ReplBackend:
             raise CheckCrash(f"it broke the protocol of two workers: {error}") from error
 
     async def run_fresh(self, request: LeanRequest) -> LeanAnswer:
-        """Compile in a process that nobody used before and nobody uses afterwards; for audits."""
-        async with self._pool.fresh(request.header) as repl:
-            return await self._compile(repl, request, is_second=True)
+        """Compile in a process that nobody used before and nobody uses afterwards; for audits.
 
-    async def _compile(self, repl: ReplProcess, request: LeanRequest, *, is_second: bool = False) -> LeanAnswer:
-        """Run body and probe within one deadline; a timeout counts when the worker really computed."""
-        started, cpu_before = current_time(), cpu_seconds(repl.pid)
+        Raises:
+            CheckTimeout: Not finished within `verifier.check_timeout_s`, the process's start apart.
+            VerifierError: It was not judged; a crash (`ReplFailure`) is one too, because it happened only once.
+        """
+        asked = current_time()
+        async with self._pool.fresh(request.header) as repl:
+            return await self._compile(repl, request, asked, is_second=True)
+
+    async def _compile(
+        self, repl: ReplProcess, request: LeanRequest, asked: float, *, is_second: bool = False
+    ) -> LeanAnswer:
+        """Run body and probe within one deadline; a timeout counts when the worker really computed.
+
+        Time for which the check was set aside counts as waiting, not as running.
+        """
+        began, began_s = current_time(), repl.running_s
+        cpu_before = cpu_seconds(repl.pid, repl.tree)
+        infotree = _INFOTREE if request.infotree and self.name != "minilean" else None
         try:
-            body = await self._command(repl, request.body, repl.header_env, started)
+            body = await self._command(repl, request.body, repl.header_env, began_s, infotree)
             probe: Answer | None = None
             if request.probe and not body.errors and (request.probe_always or not body.sorries):
-                probe = await self._command(repl, request.probe, body.env, started)
+                probe = await self._command(repl, request.probe, body.env, began_s)
         except ReplTimeout as error:
             cpu_after = cpu_seconds(repl.pid)
             computed = None if cpu_before is None or cpu_after is None else cpu_after - cpu_before
             if computed is not None and computed < _IDLE_SHARE * self._check_timeout_s and not is_second:
                 raise
             raise CheckTimeout(f"not finished within verifier.check_timeout_s = {self._check_timeout_s:g}") from error
+        seconds = repl.running_s - began_s
         return LeanAnswer(
             messages=body.messages,
             num_sorries=len(body.sorries),
-            seconds=current_time() - started,
+            seconds=seconds,
             probe=None if probe is None else probe.messages,
+            infotree=body.infotree if bytes(body.infotree) else None,
+            queue_s=max(0.0, began - asked + (current_time() - began - seconds)),
         )
 
-    async def _command(self, repl: ReplProcess, text: str, env: int | None, started: float) -> Answer:
-        left = max(0.001, started + self._check_timeout_s - current_time())
-        answer = await repl.command(text, env=env, timeout_s=left)
+    async def _command(
+        self, repl: ReplProcess, text: str, env: int | None, began_s: float, infotree: str | None = None
+    ) -> Answer:
+        left = max(0.001, self._check_timeout_s - (repl.running_s - began_s))
+        answer = await repl.command(text, env=env, timeout_s=left, infotree=infotree)
         if answer.message is not None:
             repl.broken = True
             raise ReplDesync(f"the REPL refused the request: {answer.message[:300]}")
@@ -116,18 +137,27 @@ async def open_repl_backend(
     max_uses: int,
     queue_timeout_s: float,
     check_timeout_s: float,
+    spares: int = 0,
+    first_budget_s: float = 0.0,
+    starts_at_once: int = 4,
+    max_age_s: float = 0.0,
+    recycle_gib: float = 0.0,
+    resident_limit_gib: float = 0.0,
+    audit_workers: int = 0,
 ) -> AsyncIterator[ReplBackend]:
-    """Start a pool and wrap it."""
+    """Start a pool and wrap it; the arguments are the `[verifier]` keys of the same names."""
     async with open_pool(
-        spec, workers=workers, max_uses=max_uses, queue_timeout_s=queue_timeout_s, default_header=header
+        spec,
+        workers=workers,
+        max_uses=max_uses,
+        queue_timeout_s=queue_timeout_s,
+        default_header=header,
+        spares=spares,
+        first_budget_s=first_budget_s,
+        starts_at_once=starts_at_once,
+        max_age_s=max_age_s,
+        recycle_gib=recycle_gib,
+        resident_limit_gib=resident_limit_gib,
+        fresh_at_once=_RETRIES_AT_ONCE + audit_workers,
     ) as pool:
         yield ReplBackend(pool, name=name, toolchain=toolchain, check_timeout_s=check_timeout_s)
-
-
-def cpu_seconds(pid: int) -> float | None:
-    """Return the processor time that a process has used, or None where /proc does not tell."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    except (OSError, ValueError, IndexError):
-        return None

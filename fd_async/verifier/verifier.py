@@ -208,5 +208,12 @@ async def _open_backend(
         max_uses=config.max_uses,
         queue_timeout_s=config.queue_timeout_s,
         check_timeout_s=config.check_timeout_s,
+        spares=config.spares,
+        first_budget_s=config.first_budget_s,
+        starts_at_once=config.starts_at_once,
+        max_age_s=config.max_age_s,
+        recycle_gib=config.recycle_gib,
+        resident_limit_gib=config.resident_limit_gib,
+        audit_workers=config.audit_workers,
     )
     return opening, spec
