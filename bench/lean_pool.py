@@ -1,0 +1,182 @@
+"""How well the Lean pool keeps its workers busy, alone and beside a Kimina Lean Server.
+
+Replays recorded checks of MiniF2F through the real pool, with processes that answer what was recorded after the
+recorded seconds (`tests/fakes/repl_trace.py`). Where the recordings are absent, synthetic ones of the same
+distribution take their place, and `trace` says so.
+
+`share_of_ideal` is `ideal_s` / `wall_s`, where `ideal_s` = max(sum of the seconds / workers, longest check): the floor
+under every schedule. The seconds of a check end at the deadline of 60 s under which the trace was recorded. Every
+time is multiplied by `--scale`, the overheads of the systems are not: the nearer to 1, the more honest.
+
+With `--kimina CHECKOUT` the same checks go through a Kimina Lean Server, unmodified, with as many REPLs, all started
+beforehand on both sides, and the same deadline. `vs_kimina` is the ratio of throughputs, pool against pool: everything
+submitted at once, its best way of use, accepted where Lean reports neither error nor sorry, our judge and our cache
+left out. To repeat it:
+
+    git clone https://github.com/project-numina/kimina-lean-server && cd kimina-lean-server
+    python -m venv .venv && .venv/bin/pip install -r requirements.txt && .venv/bin/prisma generate
+    python -m bench.lean_pool --kimina kimina-lean-server --kimina-python kimina-lean-server/.venv/bin/python
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from bench.common import emit
+from bench.lean_arrivals import Arrival
+from bench.lean_kimina import WAYS, Kimina
+from bench.lean_measure import (
+    Driver,
+    Setup,
+    judged,
+    measure_kimina,
+    measure_lag,
+    measure_ours,
+    measure_overhead,
+    plain,
+    row,
+    simulated_cpu_seconds,
+)
+from bench.lean_trace import LIMIT_S, Check, bounds, entries_of, load_checks, with_second_header
+from fd_async.verifier import repl_backend
+from tests.fakes import repl_trace
+
+LOADS = ("backlog", "judged", "judged_cached", "rollouts", "two_headers")
+
+
+def loads_of(checks: Sequence[Check]) -> dict[str, tuple[Sequence[Check], Driver, Arrival]]:
+    """Return every load by its name: checks, what is done with each, and how they arrive."""
+    mixed = with_second_header(checks)
+    return {
+        "backlog": (checks, plain(checks), "backlog"),
+        "judged": (checks, judged(checks, cached=False), "backlog"),
+        "judged_cached": (checks, judged(checks, cached=True), "backlog"),
+        "rollouts": (checks, plain(checks), "rollouts"),
+        "two_headers": (mixed, plain(mixed), "backlog"),
+    }
+
+
+async def compare(
+    setup: Setup, checks: Sequence[Check], kimina: Kimina | None, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Run every load on both systems, one after another; returns the rows and the figures drawn from them."""
+    loads, ours, theirs = loads_of(checks), {}, {}
+    for load in options.loads:
+        these, driver, arrival = loads[load]
+        measured = await measure_ours(setup, these, driver, arrival)
+        ours[load] = row("ours", load, setup, these, measured)
+    best, rows = None, list(ours.values())
+    if kimina is not None:
+        for way in options.kimina_ways:
+            measured = await measure_kimina(setup, kimina, checks, "backlog", way, setup.workers)
+            rows.append(row(f"kimina {way}", "backlog", setup, checks, measured))
+            if best is None or rows[-1]["wall_s"] < theirs["backlog"]["wall_s"]:
+                best, theirs["backlog"] = way, rows[-1]
+        more = {load: setup.workers for load in ("rollouts", "two_headers") if load in loads and load in options.loads}
+        if setup.spares:
+            more["as_many_processes"] = setup.workers + setup.spares
+        for load, repls in more.items():
+            these, _, arrival = loads.get(load, loads["backlog"])
+            way = "verify" if best == "client" else best or "inside"
+            measured = await measure_kimina(setup, kimina, these, arrival, way, repls)
+            rows.append(row(f"kimina {way}", load, setup, these, measured))
+            theirs[load] = rows[-1]
+    return {"kimina_best_way": best, **_figures(ours, theirs), "rows": rows}
+
+
+def _figures(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
+    backlog, kimina = ours["backlog"], theirs.get("backlog", {})
+    figures: dict[str, Any] = {
+        "wall_s": backlog["wall_s"],
+        "queue_wait_p50_s": backlog["queue_wait_p50_s"],
+        "queue_wait_p95_s": backlog["queue_wait_p95_s"],
+        "equal_verdicts": not any(r["num_wrong"] or r["lost"] for r in (*ours.values(), *theirs.values())),
+        "kimina_failed": kimina.get("num_failed"),
+        "kimina_wall_s": kimina.get("wall_s"),
+        "kimina_queue_wait_p50_s": kimina.get("queue_wait_p50_s"),
+        "kimina_queue_wait_p95_s": kimina.get("queue_wait_p95_s"),
+    }
+    pairs = {
+        "vs_kimina": ("backlog", "backlog", "wall_s"),
+        "vs_kimina_no_cache": ("judged", "backlog", "wall_s"),
+        "vs_kimina_cache": ("judged_cached", "backlog", "wall_s"),
+        "vs_kimina_two_headers": ("two_headers", "two_headers", "wall_s"),
+        "vs_kimina_as_many_processes": ("backlog", "as_many_processes", "wall_s"),
+        "vs_kimina_rollouts": ("rollouts", "rollouts", "nine_tenths_done_s"),
+        "vs_kimina_rollouts_wait_p95": ("rollouts", "rollouts", "queue_wait_p95_s"),
+    }
+    for name, (load, their_load, key) in pairs.items():
+        known = load in ours and their_load in theirs
+        figures[name] = theirs[their_load][key] / ours[load][key] if known else None
+    return figures
+
+
+async def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Prepare the stand-in's index and take every measurement."""
+    checks, trace = load_checks(options.limit)
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as scratch:
+        setup = Setup(
+            Path(scratch),
+            options.scale,
+            options.import_s,
+            options.workers,
+            options.spares,
+            options.think_s * options.scale,
+        )
+        setup.clocks.mkdir()
+        repl_trace.write_index(str(setup.scratch / "index"), entries_of(checks))
+        repl_backend.cpu_seconds = simulated_cpu_seconds(setup.clocks)
+        kimina = None
+        if options.kimina:
+            kimina = Kimina(options.kimina, options.kimina_python, setup.repl_argv, setup.scratch, setup.scale)
+        overhead = await measure_overhead(setup, checks[0].header, 100 if options.quick else 500)
+        lag = await measure_lag(setup, checks[0].header, 500 if options.quick else 2000)
+        compared = await compare(setup, checks, kimina, options)
+        stubbed = kimina is not None and not kimina.has_database_client()
+    floors = bounds(checks, options.workers, options.scale)
+    sizes = {name: vars(options)[name] for name in ("workers", "spares", "scale", "import_s", "think_s")}
+    return {
+        "share_of_ideal": floors["ideal_s"] / compared["wall_s"],
+        **floors,
+        **compared,
+        **overhead,
+        **lag,
+        "trace": trace,
+        "checks": len(checks),
+        **sizes,
+        "kimina_database_client_stubbed": stubbed,
+    }
+
+
+def parse() -> argparse.Namespace:
+    """Read the options; `--quick` sets small sizes where none are given."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="smaller sizes, the same keys, at most 60 s on 2 cores")
+    parser.add_argument("--workers", type=int, default=32)
+    parser.add_argument("--spares", type=int, default=4, help="verifier.spares; 0 leaves none")
+    parser.add_argument("--scale", type=float, help="factor on all times; 60 x scale must be whole seconds")
+    parser.add_argument("--limit", type=int, help="only the first checks of the trace")
+    parser.add_argument("--import-s", type=float, default=5.0, help="seconds that a header takes, before scaling")
+    parser.add_argument("--think-s", type=float, default=5.0, help="mean pause of a rollout between its checks")
+    parser.add_argument("--kimina", type=lambda path: Path(path).resolve(), help="checkout of kimina-lean-server")
+    parser.add_argument("--kimina-python", default=sys.executable, help="interpreter with its requirements")
+    parser.add_argument("--kimina-ways", nargs="+", choices=WAYS, default=["inside", "verify"], help="the best counts")
+    parser.add_argument("--loads", nargs="+", choices=LOADS, default=list(LOADS), help="`backlog` always runs")
+    options = parser.parse_args()
+    options.loads = ["backlog", *(load for load in options.loads if load != "backlog")]
+    options.scale = options.scale or (1 / 30 if options.quick else 0.5)
+    if abs(LIMIT_S * options.scale - round(LIMIT_S * options.scale)) > 1e-6:
+        parser.error("60 x scale must be whole seconds: Kimina takes its deadline in whole seconds")
+    return options
+
+
+if __name__ == "__main__":
+    emit(anyio.run(run, parse()))
