@@ -94,11 +94,8 @@ class Room:
             argv += ["--ro-bind", folder, folder]
         for path, target in links:
             argv += ["--symlink", target, path]
-        # As root outside, nobody inside still owns root's files: what is not bound read-only is made so, or a worker
-        # could write /proc/sys or change the mode of /dev/null.
-        for place in (*_DEVICES, "/proc", "/"):
-            argv += ["--remount-ro", place]
-        return (*argv, "--chdir", SCRATCH, "--")
+        # As root outside, nobody inside still owns root's files, those of /proc/sys too.
+        return (*argv, "--remount-ro", "/proc", "--remount-ro", "/", "--chdir", SCRATCH, "--")
 
     @property
     def environment(self) -> dict[str, str]:
@@ -118,7 +115,9 @@ def launch_argv(argv: Sequence[str], *, limits: Limits, wrapper: Sequence[str] =
     kib, blocks = int(limits.memory_gib * (1 << 20)), limits.file_mib * 2048
     bpf = filter_path() if "--seccomp" in wrapper else ""
     numbers = [str(kib), str(limits.cpu_s), str(blocks), str(limits.nice)]
-    return ["/bin/sh", "-c", _LAUNCHER, "sh", *numbers, bpf, *wrapper, *argv]
+    # The first process inside shows the environment that bwrap was started with, whatever bwrap clears.
+    empty = ["env", "-i"] if "--clearenv" in wrapper else []
+    return ["/bin/sh", "-c", _LAUNCHER, "sh", *numbers, bpf, *empty, *wrapper, *argv]
 
 
 def find_bubblewrap() -> str | None:

@@ -76,6 +76,13 @@ for folder, expected in bait["hidden"].items():
         leaks.append("it sees " + os.path.join(folder, extra[0]))
 for name in sorted(set(os.environ) - set(bait["variables"]) - {"PWD", "LC_CTYPE"}):
     leaks.append("it has the variable " + name)
+def environment(pid):
+    with open("/proc/" + pid + "/environ") as file:
+        if bait["nonce"] not in file.read():
+            raise OSError
+
+for pid in filter(str.isdigit, os.listdir("/proc")):
+    must_fail("it reads the environment of the run", lambda: environment(pid))
 others = [name for name in os.listdir("/proc") if name.isdigit() and int(name) not in (1, os.getpid())]
 if others:
     leaks.append("it sees other processes")
