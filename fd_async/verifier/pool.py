@@ -18,20 +18,22 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
 import anyio
-from anyio import CapacityLimiter, Event, current_time, to_thread
+from anyio import CancelScope, CapacityLimiter, Event, current_time, to_thread
 
 from fd_async.errors import VerifierError
 from fd_async.verifier.backend import CheckTimeout
 from fd_async.verifier.processes import own_bytes
-from fd_async.verifier.repl import ReplDesync, ReplProcess, ReplSpec, ReplTimeout, open_repl
+from fd_async.verifier.repl import HeaderRejected, ReplDesync, ReplProcess, ReplSpec, ReplTimeout, open_repl
 from fd_async.verifier.schedule import Costs, FairQueue, Ticket, choose_turn
-from fd_async.verifier.workers import Slot, Workers
+from fd_async.verifier.workers import BACKOFF_S, Slot, Workers
 
 _GIB = 1 << 30
 _SAMPLE_S = 1.0
 _MAX_TICK_S = 0.25
 _AGE_SPREAD = 0.2
 _WAITS_KEPT = 1024
+_FRESH_STARTS = 3
+_CLOSED = "the verifier is closed"
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,8 @@ class ReplPool:
         self._running: dict[Slot, _Check] = {}
         self._parked: dict[Slot, _Check] = {}
         self._fresh: set[ReplProcess] = set()
+        self._fresh_scopes: set[CancelScope] = set()
+        self.is_closed = False
         self._fresh_turns = anyio.Semaphore(settings.fresh_at_once)
         self._counts: Counter[str] = Counter()
         self._waits: deque[float] = deque(maxlen=_WAITS_KEPT)
@@ -154,26 +158,59 @@ class ReplPool:
         Raises:
             VerifierError: No turn came inside `verifier.queue_timeout_s`, or the process does not start.
         """
-        async with AsyncExitStack() as stack:
+        self._demand_open()
+        with CancelScope() as scope:
+            self._fresh_scopes.add(scope)
             try:
-                with anyio.fail_after(self._settings.queue_timeout_s):
-                    await stack.enter_async_context(self._fresh_turns)
-                    await self.workers.starting.acquire()
-            except TimeoutError:
-                raise VerifierError("no turn for a fresh worker within verifier.queue_timeout_s") from None
-            try:
-                repl = await stack.enter_async_context(open_repl(self.workers.spec, header))
+                async with AsyncExitStack() as stack:
+                    repl = await self._start_fresh(stack, header)
+                    self._fresh.add(repl)
+                    stack.callback(self._fresh.discard, repl)
+                    try:
+                        yield repl
+                    except ReplDesync:
+                        self._counts["desyncs"] += 1
+                        raise
+                    finally:
+                        self._counts["out_of_memory"] += bool(repl.condemned)
             finally:
-                self.workers.starting.release()
-            self._fresh.add(repl)
-            stack.callback(self._fresh.discard, repl)
+                self._fresh_scopes.discard(scope)
+        if scope.cancelled_caught:
+            raise VerifierError(_CLOSED)
+
+    async def _start_fresh(self, stack: AsyncExitStack, header: str) -> ReplProcess:
+        try:
+            with anyio.fail_after(self._settings.queue_timeout_s):
+                await stack.enter_async_context(self._fresh_turns)
+        except TimeoutError:
+            raise VerifierError("no turn for a fresh worker within verifier.queue_timeout_s") from None
+        for tries in range(1, _FRESH_STARTS + 1):
             try:
-                yield repl
-            except ReplDesync:
-                self._counts["desyncs"] += 1
+                async with self.workers.starting:
+                    return await stack.enter_async_context(open_repl(self.workers.spec, header))
+            except HeaderRejected:
                 raise
+            except VerifierError as error:
+                self.workers.counts["failed_starts"] += 1
+                if tries == _FRESH_STARTS:
+                    raise VerifierError(f"a fresh verifier worker did not start in {tries} tries: {error}") from error
+            await anyio.sleep(BACKOFF_S[tries - 1])
+        raise AssertionError
+
+    def close(self) -> None:
+        """Give nobody a turn any more; whoever waits or runs in a fresh process learns it now."""
+        self.is_closed = True
+        for place in self._waiting():
+            self.give_up(place, VerifierError(_CLOSED))
+        for scope in self._fresh_scopes:
+            scope.cancel()
+
+    def _demand_open(self) -> None:
+        if self.is_closed:
+            raise VerifierError(_CLOSED)
 
     async def _acquire(self, header: str, caller: str, cost: float) -> _Check:
+        self._demand_open()
         self.workers.demand_accepted(header)
         check = _Check(current_time(), caller, cost, budget_s=self._settings.first_budget_s)
         slot = self._take_idle(header) if len(self._running) < self._settings.workers else None
@@ -227,7 +264,7 @@ class ReplPool:
 
     def _dispatch(self) -> None:
         """Let checks begin or go on as long as there are rights to run and processes that are ready."""
-        while self._queue and len(self._running) < self._settings.workers:
+        while self._queue and not self.is_closed and len(self._running) < self._settings.workers:
             ready: list[Hashable] = [*self._idle, *self._parked]
             ticket = self._queue.choose(ready)
             if ticket is None:
@@ -450,6 +487,7 @@ async def open_pool(
                 await pool.workers.first_outcome()
                 yield pool
             finally:
+                pool.close()
                 tasks.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         if len(group.exceptions) == 1:

@@ -239,7 +239,7 @@ class ReplProcess:
                 if answer.env != self._next_env:
                     raise ReplDesync(f"answer for environment {answer.env}, expected {self._next_env}")
                 self._next_env += 1
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             self.broken = True
             raise ReplDesync(f"unreadable answer ({error}): {block[:200]!r}") from error
         except BaseException:
@@ -327,6 +327,8 @@ class ReplProcess:
                 await self._ready
             finally:
                 self._ready = None
+        if self._killed:  # the descriptors are closed, and may be somebody else's by now
+            raise ReplExited("the process was ended while it computed", None, self.stderr_tail)
         if self._expired:
             raise TimeoutError
 
@@ -398,7 +400,8 @@ class ReplProcess:
     async def _exited(self, what: str) -> ReplExited:
         """Collect the exit status and the last words of a process whose pipes are closed."""
         await self._reap(_LAST_WORDS_S)
-        self._on_stderr()
+        if not self._killed:
+            self._on_stderr()
         code = None if self.returncode is None else signal_or_code(self.returncode, self._spec.wrapper)
         how = "still running" if code is None else f"signal {-code}" if code < 0 else f"exit code {code}"
         lines = self.stderr_tail.strip().splitlines()
@@ -430,6 +433,7 @@ class ReplProcess:
             kill_group(self.pid)
         for descriptor in list(self._watched):
             self._unwatch(descriptor)
+        self._wake()
         with CancelScope(shield=True):
             await self._reap(_REAP_S)
         for descriptor in (*self._exit, self._stdin, self._stdout, self._stderr):

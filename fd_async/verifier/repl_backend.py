@@ -62,8 +62,6 @@ class ReplBackend:
                 return await self._compile(repl, request, asked, is_second=True)
         except HeaderRejected:
             raise
-        except ReplTimeout as error:
-            raise VerifierError(f"a fresh verifier worker did not start: {error}") from error
         except ReplExited as error:
             if error.returncode in _FOREIGN_SIGNALS:
                 raise VerifierError(f"the verifier worker was stopped from outside: {error}") from error
