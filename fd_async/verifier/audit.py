@@ -34,7 +34,10 @@ class AuditRefused(Exception):
 class Auditor(Protocol):
     """One way to judge a proof from nothing."""
 
-    kind: str
+    @property
+    def kind(self) -> str:
+        """As in `verifier.audit`."""
+        ...
 
     async def confirm(self, code: str, statement: Statement) -> None:
         """Return if the proof stands.

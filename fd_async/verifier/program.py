@@ -19,6 +19,7 @@ from anyio.abc import ByteReceiveStream, Process
 
 from fd_async.errors import VerifierError
 from fd_async.verifier.repl import ReplSpec
+from fd_async.verifier.sandbox import signal_or_code
 
 _BEFORE_READ_ONLY = "--remount-ro"
 _REAP_S = 10.0
@@ -93,17 +94,20 @@ async def run_program(spec: ReplSpec) -> Ended:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(read, "stdout", process.stdout)
                 tasks.start_soon(read, "stderr", process.stderr)
-                returncode = await process.wait()
+                await process.wait()
                 _kill_group(process.pid)  # a grandchild may hold the pipes open
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
-        return Ended(returncode, *(written[name].decode("utf-8", "replace") for name in ("stdout", "stderr")))
+        assert process.returncode is not None
+        code = signal_or_code(process.returncode, spec.wrapper)
+        return Ended(code, *(written[name].decode("utf-8", "replace") for name in ("stdout", "stderr")))
 
 
 @asynccontextmanager
 async def _open(spec: ReplSpec) -> AsyncIterator[Process]:
-    with CancelScope(shield=True):  # a cancelled spawn would leave a child that nobody knows
-        try:
+    process: Process | None = None
+    try:
+        with CancelScope(shield=True):  # a cancelled spawn would leave a child that nobody knows
             process = await anyio.open_process(
                 spec.command,
                 stdin=DEVNULL,
@@ -113,8 +117,9 @@ async def _open(spec: ReplSpec) -> AsyncIterator[Process]:
                 env=dict(spec.env),
                 start_new_session=True,
             )
-        except OSError as error:
-            raise VerifierError(f"cannot start {' '.join(spec.argv)}: {error}") from error
+    except OSError as error:
+        raise VerifierError(f"cannot start {' '.join(spec.argv)}: {error}") from error
+    assert process is not None
     try:
         yield process
     finally:
