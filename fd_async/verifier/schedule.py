@@ -206,7 +206,7 @@ def choose_turn(
 
     A header without any process comes first, the one that waits longest before others; a process leaves waiters of its
     own for it only after `USES_BEFORE_TURN` checks, so that two headers on one process do not drive each other out at
-    once. Otherwise a process moves when that leaves fewer waiters per process where they are most; the last one of a
+    once, nor as the last one while other headers have several. Otherwise a process moves when that leaves fewer waiters per process where they are most; the last one of a
     header only when nobody waits for it and there is a right to run that nobody can use.
 
     Args:
@@ -222,7 +222,8 @@ def choose_turn(
     others = [header for header in waiting if header != own]
     unserved = next((header for header in others if not processes.get(header)), None)
     if unserved is not None or not others:
-        return unserved
+        is_last = own_waiting and num_left == 0
+        return None if is_last and any(count > 1 for count in processes.values()) else unserved
     if num_left == 0 and (own_waiting or not has_right):
         return None
 
