@@ -190,3 +190,32 @@ async def test_a_full_disk_is_reported_to_every_writer(tmp_path: Path) -> None:
             await put(ledger, big)
         assert set(ledger.seen()) == {0}
     assert sqlite3.connect(path).execute("SELECT COUNT(*) FROM rollouts").fetchone() == (1,)
+
+
+async def test_an_audit_confirms_or_replaces_a_verdict_and_keeps_what_it_revoked(tmp_path: Path) -> None:
+    """The corrected attempt is what a resume and a report read; the earlier verdict stays beside it."""
+    proved = Verdict(kind="proved", toolchain="x")
+    confirmed, revoked = msgspec.structs.replace(proved, audit="fresh"), Verdict(kind="revoked", audit="fresh")
+    path = tmp_path / "ledger.db"
+    async with open_ledger(path) as ledger:
+        for ordinal, verdict in enumerate([confirmed, revoked]):
+            rollout = msgspec.structs.replace(make_rollout(ordinal), verdict=proved)
+            await put(ledger, rollout)
+            await ledger.put_audit(msgspec.structs.replace(rollout, verdict=verdict), before=proved)
+    async with open_ledger(path) as ledger:
+        assert [record.rollout.verdict for record in ledger.queued()] == [confirmed, revoked]
+        assert ledger.revocations() == {make_rollout(1).id: proved}
+
+
+async def test_what_was_trained_or_never_recorded_cannot_be_revoked(tmp_path: Path) -> None:
+    """A reward that somebody has learned from is not quietly rewritten."""
+    async with open_ledger(tmp_path / "ledger.db") as ledger:
+        proved = Verdict(kind="proved")
+        rollout = msgspec.structs.replace(make_rollout(0), verdict=Verdict(kind="revoked"))
+        with pytest.raises(LedgerError, match="audited and is not queued"):
+            await ledger.put_audit(rollout, before=proved)
+        await put(ledger, make_rollout(0))
+        await ledger.put_batch(1, [rollout.id], {})
+        with pytest.raises(LedgerError, match="audited and is not queued"):
+            await ledger.put_audit(rollout, before=proved)
+        assert ledger.revocations() == {}

@@ -278,7 +278,7 @@ async def test_incomplete_groups_of_a_long_rewind_keep_the_staleness_bound(tmp_p
         assert max(fresh) <= 1
 
 
-@pytest.mark.parametrize("instant", ["put_rollout", "put_feedback", "put_batch", "drop"])
+@pytest.mark.parametrize("instant", ["put_rollout", "put_audit", "put_feedback", "put_batch", "drop"])
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("num", [1, 9])
 async def test_a_kill_between_any_two_writes_loses_and_repeats_nothing(
@@ -313,8 +313,8 @@ async def test_a_kill_between_any_two_writes_loses_and_repeats_nothing(
 
 def _die_at(ledger: object, name: str, num: int, *, after: bool) -> None:
     """Let the n-th call of a method, and everything after it, fail as if the process were gone."""
-    calls = {"put_rollout": 0, "put_feedback": 0, "put_batch": 0, "drop": 0}
-    num = min(num, 3) if name in ("put_batch", "drop") else num
+    calls = {"put_rollout": 0, "put_audit": 0, "put_feedback": 0, "put_batch": 0, "drop": 0}
+    num = min(num, 3) if name in ("put_audit", "put_batch", "drop") else num
     dead: list[bool] = []
 
     def wrap(method: str, original):

@@ -47,6 +47,10 @@ def prepare(bench: Bench, rng: random.Random, seed: int) -> None:
     def fail(ticket: Ticket) -> str:
         return "timeout" if random.Random(f"{seed} {ticket.id}").random() < 0.2 else ""
 
+    def audit(rollout: Rollout) -> str:
+        return random.Random(f"{seed} audit {rollout.id}").choice(["fresh", "fresh", "revoked", ""])
+
+    bench.runner.on_audit = audit
     bench.provider.on_feedback = refuse
     bench.runner.failure = fail
     bench.runner.duration_s = lambda ticket: rng.choice([0, 0, 0.001, 0.004])
@@ -66,7 +70,7 @@ async def live(bench: Bench, rng: random.Random, end: str, step: int, *, resume:
     try:
         async with bench.controller(step=step, resume=resume) as controller:
             if end == "kill":
-                write = rng.choice(["put_rollout", "put_feedback", "put_batch", "drop"])
+                write = rng.choice(["put_rollout", "put_audit", "put_feedback", "put_batch", "drop"])
                 _die_at(controller._parts.ledger, write, countdown, after=rng.random() < 0.5)
             with anyio.fail_after(20):
                 return await controller.run()
