@@ -28,7 +28,7 @@ from fd_async.verifier.schedule import Costs, FairQueue, Ticket, choose_turn
 from fd_async.verifier.workers import BACKOFF_S, Slot, Workers
 
 _GIB = 1 << 30
-_SAMPLE_S = 1.0
+SAMPLE_S = 1.0
 _MAX_TICK_S = 0.25
 _AGE_SPREAD = 0.2
 _WAITS_KEPT = 1024
@@ -405,7 +405,7 @@ class ReplPool:
         limiter = CapacityLimiter(1)
         limit = self._settings.resident_limit_gib * _GIB
         while True:
-            await anyio.sleep(_SAMPLE_S)
+            await anyio.sleep(SAMPLE_S)
             processes = [slot.repl for slot in self.slots if slot.repl is not None] + list(self._fresh)
             if limit or self._settings.recycle_gib:
                 pids = [repl.pid for repl in processes]

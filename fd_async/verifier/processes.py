@@ -75,7 +75,8 @@ def continue_tree(pid: int) -> None:
 def kill_tree(pid: int) -> None:
     """Kill the group and the descendants that left it.
 
-    It is stopped first: a stopped parent neither forks nor reaps, so no pid below it can be another process's.
+    It is stopped first: a stopped parent neither forks nor reaps, so no pid below it can be another process's. What
+    lost its parent before and left the group is not found; only the sandbox ends that.
     """
     stop_tree(pid)
     _signal_tree(pid, signal.SIGKILL)

@@ -206,8 +206,9 @@ def choose_turn(
 
     A header without any process comes first, the one that waits longest before others; a process leaves waiters of its
     own for it only after `USES_BEFORE_TURN` checks, so that two headers on one process do not drive each other out at
-    once, nor as the last one while other headers have several. Otherwise a process moves when that leaves fewer waiters per process where they are most; the last one of a
-    header only when nobody waits for it and there is a right to run that nobody can use.
+    once, and never as the last one while another header has several. Otherwise a process moves when that leaves fewer
+    waiters per process where they are most; the last one of a header only when nobody waits for it and there is a right
+    to run that nobody can use.
 
     Args:
         own: The header that the process has loaded.

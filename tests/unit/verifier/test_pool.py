@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from fd_async.errors import PreflightError, VerifierError
+from fd_async.verifier import pool as pool_module
 from fd_async.verifier.pool import ReplPool, open_pool
 from fd_async.verifier.repl import ReplDesync, ReplExited, ReplSpec, ReplTimeout, clean_environment
+from fd_async.verifier.sandbox import unsandboxed_wrapper
 from tests.unit.verifier.conftest import FAKE_REPL
 
 pytestmark = pytest.mark.anyio
@@ -20,12 +26,12 @@ pytestmark = pytest.mark.anyio
 
 @asynccontextmanager
 async def pool_of(
-    workers: int = 1, *, max_uses: int = 100, queue_timeout_s: float = 10.0, header: str = ""
+    workers: int = 1, *, max_uses: int = 100, queue_timeout_s: float = 10.0, header: str = "", **limits: Any
 ) -> AsyncIterator[ReplPool]:
     argv = (sys.executable, "-S", "-E", FAKE_REPL)
-    spec = ReplSpec(argv=argv, env=clean_environment(), import_timeout_s=10.0)
+    spec = ReplSpec(argv=argv, env=clean_environment(), import_timeout_s=10.0, wrapper=unsandboxed_wrapper())
     async with open_pool(
-        spec, workers=workers, max_uses=max_uses, queue_timeout_s=queue_timeout_s, default_header=header
+        spec, workers=workers, max_uses=max_uses, queue_timeout_s=queue_timeout_s, default_header=header, **limits
     ) as pool:
         yield pool
 
@@ -189,3 +195,189 @@ async def test_hundreds_of_callers_are_all_answered_once() -> None:
             for number in range(300):
                 tasks.start_soon(check, number)
         assert sorted(served) == list(range(300))
+
+
+def gauges(pool: ReplPool) -> tuple[float, ...]:
+    statistics = pool.statistics()
+    return tuple(statistics[name] for name in ("waiting", "busy", "parked", "idle"))
+
+
+def state_of(pid: int) -> str:
+    """The letter that the kernel gives: R, S, T for stopped, Z for a zombie."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+async def test_a_broken_worker_costs_no_wait_when_there_is_a_spare() -> None:
+    """The next caller gets the spare at once, while the replacement loads its header."""
+    async with pool_of(1, spares=1) as pool:
+        await until(lambda: pool.statistics()["idle"] == 2)
+        with pytest.raises(ReplExited):
+            await run(pool, "fake_die")
+        with anyio.fail_after(5):
+            async with pool.lease(""):
+                assert pool.statistics()["restarts"] <= 1
+        await until(lambda: pool.statistics()["idle"] == 2)
+
+
+async def test_spares_do_not_run_more_checks_at_once() -> None:
+    """The rights to run are the workers, however many processes are ready."""
+    async with pool_of(1, spares=2, queue_timeout_s=0.05) as pool:
+        await until(lambda: pool.statistics()["idle"] == 3)
+        async with pool.lease(""):
+            with pytest.raises(VerifierError, match=r"verifier\.queue_timeout_s"):
+                await run(pool, "h")
+
+
+async def test_a_long_check_is_set_aside_for_a_short_one_and_finishes() -> None:
+    """Its process stops, the short one runs in the spare, and nothing of the long one is lost or repeated."""
+    async with pool_of(1, spares=1, first_budget_s=0.1) as pool:
+        await until(lambda: pool.statistics()["idle"] == 2)
+        done: list[str] = []
+
+        async def long() -> None:
+            async with pool.lease("") as repl:
+                for number in range(12):
+                    await repl.command(f"theorem t{number} : p := fake_slow", env=0, timeout_s=10)
+                assert repl.running_s < anyio.current_time() - repl.started_at
+            done.append("long")
+
+        async def short() -> None:
+            await run(pool, "h")
+            done.append("short")
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(long)
+            await until(lambda: pool.statistics()["busy"] == 1)
+            tasks.start_soon(short)
+        assert done == ["short", "long"]
+        assert pool.statistics()["set_aside"] >= 1
+        assert pool.statistics()["restarts"] == 0
+        await until(lambda: gauges(pool) == (0, 0, 0, 2))
+
+
+async def test_a_check_that_is_set_aside_stops_with_its_deadline_and_can_be_cancelled() -> None:
+    """While it is stopped it uses neither processor nor time; cancelling it replaces its process."""
+    async with pool_of(1, spares=1, first_budget_s=0.05) as pool:
+        await until(lambda: pool.statistics()["idle"] == 2)
+        leased: list[int] = []
+
+        async def spin() -> None:
+            async with pool.lease("") as repl:
+                leased.append(repl.pid)
+                await repl.command("theorem t : p := fake_spin", env=0, timeout_s=0.6)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(spin)
+            await until(lambda: leased)
+            async with pool.lease("") as other:  # comes when the first is set aside, and then keeps the right to run
+                assert gauges(pool) == (0, 1, 1, 0)
+                await until(lambda: state_of(leased[0]) in "Tt")
+                await anyio.sleep(0.8)  # longer than the deadline of the one that is stopped
+                assert gauges(pool) == (0, 1, 1, 0)
+                assert other.pid != leased[0]
+                tasks.cancel_scope.cancel()
+        await until(lambda: gauges(pool) == (0, 0, 0, 2))
+        assert leased[0] not in pool.pids()
+
+
+async def test_nobody_is_set_aside_without_need_or_without_a_spare() -> None:
+    """With an empty queue, or with spares 0, a long check simply runs on."""
+    for spares in (0, 1):
+        async with pool_of(1, spares=spares, first_budget_s=0.02) as pool, anyio.create_task_group() as tasks:
+            await until(lambda pool=pool, num=spares + 1: pool.statistics()["idle"] == num)
+            tasks.start_soon(run, pool, "fake_slow" * 2)
+            await anyio.lowlevel.checkpoint()
+            if spares == 0:
+                await run(pool, "h")
+            await until(lambda pool=pool: pool.statistics()["busy"] == 0)
+            assert pool.statistics()["set_aside"] == 0
+
+
+@pytest.mark.parametrize("limit", ["max_age_s", "recycle_gib"])
+async def test_a_worn_out_idle_process_is_replaced_in_the_background(
+    limit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Old or large processes go one at a time, and callers always find another one."""
+    monkeypatch.setattr(pool_module, "SAMPLE_S", 0.05)
+    async with pool_of(2, **{limit: 1e-6}) as pool:
+        await until(lambda: pool.statistics()["recycled"] >= 1)
+        await run(pool, "h")
+
+
+async def test_a_worker_over_its_memory_is_killed_and_the_reason_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The caller learns the key; the process is replaced."""
+    monkeypatch.setattr(pool_module, "SAMPLE_S", 0.05)
+    async with pool_of(1, resident_limit_gib=0.0001) as pool:
+        with pytest.raises(ReplExited, match=r"out of memory.*verifier\.resident_limit_gib = 0\.0001") as caught:
+            await run(pool, "fake_hang", timeout_s=10.0)
+        assert caught.value.is_out_of_memory
+        assert pool.statistics()["out_of_memory"] == 1
+
+
+async def test_a_caller_cancelled_at_any_tick_leaks_nothing() -> None:
+    """After k steps of the loop, for every k until the check is through: counts, descriptors and processes agree."""
+    async with pool_of(2, spares=1, first_budget_s=0.02) as pool:
+        await until(lambda: gauges(pool) == (0, 0, 0, 3))
+        descriptors = len(os.listdir("/proc/self/fd"))
+        for ticks in range(40):
+            marker = ("h", "fake_slow", "fake_die", "fake_bytes")[ticks % 4]
+            async with anyio.create_task_group() as tasks:
+                for _ in range(4):
+                    tasks.start_soon(_survive, pool, marker)
+                for _ in range(ticks):
+                    await anyio.lowlevel.checkpoint()
+                if ticks % 3 == 2:
+                    await anyio.sleep(0.03)
+                tasks.cancel_scope.cancel()
+            assert gauges(pool)[:3] == (0, 0, 0)
+        await until(lambda: gauges(pool) == (0, 0, 0, 3))
+        assert len(os.listdir("/proc/self/fd")) == descriptors
+        assert all(state_of(pid) in "SR" for pid in pool.pids())
+        await run(pool, "h")
+
+
+async def _survive(pool: ReplPool, marker: str) -> None:
+    try:
+        await run(pool, marker)
+    except ReplExited:
+        assert marker == "fake_die"
+
+
+async def test_a_fresh_process_is_cancelled_without_a_trace() -> None:
+    """Also while it starts, and the places for fresh processes are all free afterwards."""
+    async with pool_of(1, fresh_at_once=1) as pool:
+        descriptors = len(os.listdir("/proc/self/fd"))
+        for ticks in (0, 1, 2, 5, 20):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(_use_fresh, pool)
+                for _ in range(ticks):
+                    await anyio.lowlevel.checkpoint()
+                tasks.cancel_scope.cancel()
+        await _use_fresh(pool)
+        assert len(os.listdir("/proc/self/fd")) == descriptors
+
+
+async def _use_fresh(pool: ReplPool) -> None:
+    async with pool.fresh("") as repl:
+        await repl.command("theorem t : p := h", env=0, timeout_s=5)
+
+
+async def test_workers_end_with_a_parent_that_is_killed() -> None:
+    """A busy worker without a sandbox does not outlive a run that had no time to say goodbye."""
+    program = """
+import anyio
+from tests.unit.verifier.test_pool import pool_of, run
+async def main():
+    async with pool_of() as pool, anyio.create_task_group() as tasks:
+        print(pool.pids()[0], flush=True)
+        await run(pool, "fake_spin", timeout_s=60)
+anyio.run(main)
+"""
+    root = str(Path(__file__).parents[3])
+    async with await anyio.open_process([sys.executable, "-c", program], cwd=root, env={**os.environ}) as parent:
+        assert parent.stdout is not None
+        with anyio.fail_after(20):
+            pid = int(await parent.stdout.receive())
+        await until(lambda: state_of(pid) == "R")
+        parent.send_signal(signal.SIGKILL)
+        await until(lambda: not Path(f"/proc/{pid}").exists() or state_of(pid) == "Z")
