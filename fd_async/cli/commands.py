@@ -8,7 +8,7 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -16,6 +16,9 @@ from fd_async.cli.plan import plan
 from fd_async.config.load import dump_toml, load_config
 from fd_async.config.schema import RunConfig
 from fd_async.errors import ConfigError, PreflightError
+
+if TYPE_CHECKING:
+    from fd_async.preflight import Finding
 
 STARTED = ("ledger.db", "metrics.jsonl", "checkpoints")
 """What a run folder holds once the run has begun; a folder without them may be used again."""
@@ -105,14 +108,22 @@ def check(arguments: argparse.Namespace, log: ErrorLog) -> int:
     findings = preflight.inspect(config)
     width = max(len(finding.name) for finding in findings)
     for finding in findings:
-        print(f"{finding.state:<8}{finding.name:<{width + 2}}{finding.found}")
-        if finding.advice:
-            print(f"{'':<{width + 10}}-> {finding.advice}")
-    missing = [finding.name for finding in findings if finding.state == "missing"]
+        _print_finding(finding, width)
+    if not arguments.quick:
+        for finding in preflight.try_verifier(config, lambda line: print(line, file=sys.stderr)):
+            _print_finding(finding, width)
+            findings.append(finding)
+    missing = list(dict.fromkeys(finding.name for finding in findings if finding.state == "missing"))
     if missing:
         raise PreflightError(f"missing: {', '.join(missing)}")
     print("ready")
     return 0
+
+
+def _print_finding(finding: Finding, width: int) -> None:
+    print(f"{finding.state:<8}{finding.name:<{width + 2}}{finding.found}", flush=True)
+    if finding.advice:
+        print(f"{'':<{width + 10}}-> {finding.advice}", flush=True)
 
 
 def evaluate(arguments: argparse.Namespace, log: ErrorLog) -> int:

@@ -60,6 +60,7 @@ def _run(parser: Parser) -> None:
 
 def _check(parser: Parser) -> None:
     _add_config(parser, required=True)
+    parser.add_argument("--quick", action="store_true", help="only look; do not start the verifier and try it")
 
 
 def _eval(parser: Parser) -> None:

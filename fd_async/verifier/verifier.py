@@ -8,7 +8,7 @@ Nothing falls back from one backend to another.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
@@ -20,7 +20,7 @@ from fd_async.errors import PreflightError, VerifierError
 from fd_async.types import Statement, Verdict
 from fd_async.verifier.audit import Audits
 from fd_async.verifier.auditors import find_auditors, first_that_works
-from fd_async.verifier.canaries import first_wrong, run_canaries
+from fd_async.verifier.canaries import Canary, first_wrong, run_canaries
 from fd_async.verifier.cold import AuditableBackend
 from fd_async.verifier.judge import Judge, content_key
 from fd_async.verifier.locate import locate_minilean, locate_repl, lock_in
@@ -34,12 +34,16 @@ _log = structlog.get_logger("fd_async.verifier")
 class Verifier:
     """Judges files. Made by `open_verifier`."""
 
-    def __init__(self, judge: Judge, audits: Audits | None = None) -> None:
+    def __init__(
+        self, judge: Judge, audits: Audits | None = None, on_revoked: Callable[[], None] = lambda: None
+    ) -> None:
         self._judge = judge
+        self._on_revoked = on_revoked
         self._audits = audits
         self._canaries = 0
         self._cache: OrderedDict[str, Verdict] = OrderedDict()
         self._running: dict[str, Event] = {}
+        self._revoked: set[str] = set()
         self._checks = 0
         self._infra_errors = 0
         self._cache_hits = 0
@@ -101,8 +105,15 @@ class Verifier:
         if self._audits is None:
             return verdict
         audited = await self._audits.audit(code, statement, verdict)
-        if audited is not verdict:
-            self._remember(self._key(code, statement), audited)
+        if audited is verdict:
+            return verdict
+        key = self._key(code, statement)
+        if audited.kind == "revoked" and key not in self._revoked:
+            # Whoever accepted it may have accepted more: neither its processes nor its verdicts are used again.
+            self._revoked.add(key)
+            self._cache = OrderedDict((name, known) for name, known in self._cache.items() if known.audit)
+            self._on_revoked()
+        self._remember(key, audited)
         return audited
 
     async def canaries(self) -> None:
@@ -119,6 +130,10 @@ class Verifier:
         for result in results:
             if not result.is_answered:
                 _log.warning("a canary got no answer", canary=result.canary.name, reason=result.verdict.reason)
+
+    async def judge_canary(self, canary: Canary) -> Verdict:
+        """Judge one check whose answer is known, past the cache."""
+        return await self._judge.judge_canary(canary)
 
     def _key(self, code: str, statement: Statement) -> str:
         return content_key(self._judge.header_of(statement), statement, code)
@@ -165,7 +180,7 @@ async def open_verifier(config: VerifierTable, *, output_chars: int, log: Any = 
             log=log,
         )
         log.info("accepted proofs are audited", auditor=audits.kind, share=config.audit_share)
-        yield Verifier(judge, audits)
+        yield Verifier(judge, audits, on_revoked=backend.distrust)
 
 
 async def _demand_canaries(judge: Judge) -> None:
