@@ -86,6 +86,7 @@ setting = "/proc/sys/kernel/core_pattern"
 must_fail("it changes the settings of the system", lambda: os.close(os.open(setting, os.O_WRONLY)))
 try:
     write(bait["scratch"])
+    os.unlink(os.path.join(bait["scratch"], bait["nonce"]))
 except OSError as error:
     leaks.append("its scratch cannot be written: " + str(error))
 if bait["no_fork"]:

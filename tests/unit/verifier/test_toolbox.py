@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,11 @@ import pytest
 
 from fd_async.errors import VerifierError
 from fd_async.types import Statement, ToolCall, Verdict
+from fd_async.verifier.judge import Judge
 from fd_async.verifier.search import Search
 from fd_async.verifier.toolbox import Toolbox
-from tests.unit.verifier.conftest import STATEMENT, proof
+from fd_async.verifier.verifier import Verifier
+from tests.unit.verifier.conftest import STATEMENT, ScriptedLean, proof
 
 pytestmark = pytest.mark.anyio
 
@@ -106,6 +110,19 @@ async def test_nothing_written_is_missing(tmp_path: Path) -> None:
         "a.lean\n",
         "a b.lean",
         "é.lean",
+        "а.lean",  # Cyrillic
+        "a\u200b.lean",
+        "a．lean",  # a full-width dot
+        "a∕b.lean",  # a division slash
+        "..\\a.lean",
+        "a.lean/",
+        "a\0.lean",
+        "\ud800.lean",
+        "٣.lean",  # a digit, but not of ASCII
+        "lakefile.lean",
+        "LakeFile.lean",
+        "a.LEAN",
+        "-a.lean",
         "a" * 65 + ".lean",
         "",
     ],
@@ -116,18 +133,99 @@ async def test_only_flat_names_are_written(tmp_path: Path, name: str) -> None:
     ok, text = await use(box, "lean_write_file", file_name=name, code="x")
     assert not ok
     assert text.startswith("Invalid file name")
+    text.encode()
     assert os.listdir(tmp_path) == []
 
 
-async def test_links_are_never_followed(tmp_path: Path) -> None:
-    """A link in the folder is an error of the machine, not a way out."""
+@pytest.mark.parametrize("kind", ["link", "broken link", "second name", "pipe"])
+async def test_what_stands_there_is_replaced_and_never_written_through(tmp_path: Path, kind: str) -> None:
+    """A link, a second name of a foreign file, a pipe that nobody reads: none leads out of the folder."""
     box, _ = toolbox(tmp_path)
     (tmp_path / "rollout").mkdir()
-    (tmp_path / "victim").write_text("safe")
-    (tmp_path / "rollout" / "a.lean").symlink_to(tmp_path / "victim")
+    victim, place = tmp_path / "victim", tmp_path / "rollout" / "a.lean"
+    victim.write_text("safe")
+    if kind == "second name":
+        os.link(victim, place)
+    elif kind == "pipe":
+        os.mkfifo(place)
+    else:
+        place.symlink_to(victim if kind == "link" else tmp_path / "new")
+    assert (await use(box, "lean_write_file", file_name="a.lean", code="x"))[0]
+    assert victim.read_text() == "safe"
+    assert (place.read_text(), place.is_symlink(), place.stat().st_nlink) == ("x", False, 1)
+    assert sorted(os.listdir(tmp_path)) == ["rollout", "victim"]
+    assert os.listdir(tmp_path / "rollout") == ["a.lean"]
+
+
+async def test_a_folder_that_is_a_link_is_an_error_of_the_machine(tmp_path: Path) -> None:
+    """Nothing is written where it leads."""
+    box, _ = toolbox(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "rollout").symlink_to("elsewhere")
     with pytest.raises(VerifierError, match=r"cannot write a\.lean"):
         await use(box, "lean_write_file", file_name="a.lean", code="x")
-    assert (tmp_path / "victim").read_text() == "safe"
+    assert os.listdir(tmp_path / "elsewhere") == []
+
+
+@pytest.mark.parametrize(
+    "code", ["", "x", "a\r\nb\r", "\ufeffx", "é ∀ 𝔸 \u202e", "\u2028\x0b\x1b[0m", "a\u0301", "x" * 9999]
+)
+async def test_the_bytes_judged_are_the_bytes_written(tmp_path: Path, lean: ScriptedLean, code: str) -> None:
+    """By the hash in the verdict: no line ending, mark or accent is changed on the way to the disk."""
+    verifier = Verifier(Judge(lean, "", frozenset(), 200))
+    box = Toolbox(tmp_path / "rollout", STATEMENT, verifier, Search(None), 200)
+    await use(box, "lean_write_file", file_name="a.lean", code=code)
+    verdict = (await box.call(ToolCall(name="lean_check_file", arguments={"file_name": "a.lean"}))).verdict
+    content = (tmp_path / "rollout" / "a.lean").read_bytes()
+    assert content == code.encode()
+    assert verdict is not None
+    assert verdict.file_hash == hashlib.sha256(content).hexdigest()
+
+
+@pytest.mark.parametrize("code", ["a\ud800b", "\udcff", "a\0b", "\udc80" * 10])
+async def test_text_that_has_no_bytes_is_refused(tmp_path: Path, code: str) -> None:
+    """It could not be judged and written as the same thing; the file before it stays the answer."""
+    box, verifier = toolbox(tmp_path)
+    await use(box, "lean_write_file", file_name="a.lean", code="first")
+    ok, text = await use(box, "lean_write_file", file_name="a.lean", code=code)
+    assert (ok, "not valid in a Lean file" in text) == (False, True)
+    text.encode()
+    await box.final_verdict()
+    assert verifier.codes == ["first"]
+    assert (tmp_path / "rollout" / "a.lean").read_bytes() == b"first"
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS])
+async def test_a_full_disk_is_never_the_models_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    """The rollout ends as infrastructure, nothing half written stays, and the next write works."""
+    box, verifier = toolbox(tmp_path)
+    await use(box, "lean_write_file", file_name="a.lean", code="first")
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise OSError(error, os.strerror(error))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "rename", fail)
+        with pytest.raises(VerifierError, match=os.strerror(error)):
+            await use(box, "lean_write_file", file_name="a.lean", code="second")
+    assert os.listdir(tmp_path / "rollout") == ["a.lean"]
+    await box.final_verdict()
+    assert verifier.codes == ["first"]
+    assert (await use(box, "lean_write_file", file_name="a.lean", code="third"))[0]
+
+
+async def test_the_size_of_all_files_together_is_bounded(tmp_path: Path) -> None:
+    """Writing one again counts once."""
+    box, _ = toolbox(tmp_path)
+    big = "∀" * 200_000
+    for _ in range(9):
+        assert (await use(box, "lean_write_file", file_name="a.lean", code=big))[0]
+    answers = [await use(box, "lean_write_file", file_name=f"b{n}.lean", code=big) for n in range(9)]
+    assert sum(ok for ok, _ in answers) == 5
+    assert "too long" in answers[-1][1]
+    assert sum(file.stat().st_size for file in (tmp_path / "rollout").iterdir()) <= 4 << 20
 
 
 @pytest.mark.parametrize(
