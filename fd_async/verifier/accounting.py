@@ -36,6 +36,8 @@ MAX_TREE_S = 15.0
 MAX_TREE_CHARS = 10_000
 """Nor is a longer file: its tree, with every goal in it, could be tens of megabytes."""
 MAX_CANDIDATES = 400
+_LONG_CHARS = 4_000
+"""Longer files are read in a thread."""
 _TREE_OPTIONS = "set_option pp.fullNames true\nset_option pp.maxSteps 100\n"
 _TREE_LINES = _TREE_OPTIONS.count("\n")
 _TACTIC = re.compile(r"[A-Za-z_][\w'?!]*")
@@ -84,14 +86,15 @@ class Accountant:
             self.counts["accounted_by_tree"] += 1
         else:
             self.counts["accounted_by_text"] += 1
-            text = await to_thread.run_sync(scan, rebuilt)
+            text = scan(rebuilt) if len(rebuilt.body) < _LONG_CHARS else await to_thread.run_sync(scan, rebuilt)
             uses = await self._by_text(text, backend, template)
         return replace(verdict, lemmas=uses.lemmas, tactics=uses.tactics)
 
     async def _by_text(self, text: TextUse, backend: LeanBackend, template: LeanRequest) -> Uses:
         if backend.name == "minilean":
-            known = await to_thread.run_sync(minilean_theorems)
-            return Uses([name for name in text.candidates if name in known], text.tactics)
+            if not minilean_theorems.cache_info().currsize:
+                await to_thread.run_sync(minilean_theorems)  # the first call reads the checker's table
+            return Uses([name for name in text.candidates if name in minilean_theorems()], text.tactics)
         if backend.name in ("repl", "kimina"):
             found = await self._attempt(_theorems(backend, template, text.candidates, resolve=True))
             if found is not None:

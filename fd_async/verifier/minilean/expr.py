@@ -86,6 +86,8 @@ class SorryProof(Struct, frozen=True):
 
 Expr = Sort | Const | FVar | MVar | Num | App | Lam | Pi | Decided | SorryProof
 
+_LEAVES = frozenset({Sort, Const, FVar, MVar, Num})
+
 PROP, TYPE = Sort(0), Sort(1)
 NAT, INT = Const("Nat"), Const("Int")
 TRUE, FALSE = Const("True"), Const("False")
@@ -109,7 +111,7 @@ def app(fn: Expr | str, *args: Expr) -> Expr:
 def spine(expr: Expr) -> tuple[Expr, list[Expr]]:
     """Split an application into head and arguments."""
     args: list[Expr] = []
-    while isinstance(expr, App):
+    while type(expr) is App:
         args.append(expr.arg)
         expr = expr.fn
     args.reverse()
@@ -203,12 +205,20 @@ def transform(expr: Expr, leaf: Callable[[Expr], Expr | None]) -> Expr:
     memo: dict[int, Expr] = {}
 
     def go(node: Expr) -> Expr:
+        kind = type(node)
+        if kind in _LEAVES:
+            return leaf(node) or node
         done = memo.get(id(node))
         if done is not None:
             return done
         result = leaf(node)
         if result is None:
-            result = _rebuild(node, go)
+            if type(node) is App:
+                fn, arg = node.fn, node.arg
+                new_fn, new_arg = go(fn), go(arg)
+                result = node if new_fn is fn and new_arg is arg else App(new_fn, new_arg)
+            else:
+                result = _rebuild(node, go)
         memo[id(node)] = result
         return result
 
@@ -217,9 +227,6 @@ def transform(expr: Expr, leaf: Callable[[Expr], Expr | None]) -> Expr:
 
 def _rebuild(node: Expr, go: Callable[[Expr], Expr]) -> Expr:
     match node:
-        case App(fn, arg):
-            new_fn, new_arg = go(fn), go(arg)
-            return node if new_fn is fn and new_arg is arg else App(new_fn, new_arg)
         case Lam() | Pi():
             new_type, new_body = go(node.type), go(node.body)
             if new_type is node.type and new_body is node.body:
