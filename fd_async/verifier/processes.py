@@ -76,16 +76,28 @@ def kill_tree(pid: int) -> None:
     """Kill the group and the descendants that left it.
 
     It is stopped first: a stopped parent neither forks nor reaps, so no pid below it can be another process's. What
-    lost its parent before and left the group is not found; only the sandbox ends that.
+    lost its parent before and left the session is not found; only the sandbox ends that.
     """
     stop_tree(pid)
     _signal_tree(pid, signal.SIGKILL)
+    _kill_session(pid)
 
 
 def kill_group(pid: int) -> None:
-    """Kill what is left of the group of a process that has ended."""
+    """Kill what is left of the group and the session of a process that has ended."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
+    _kill_session(pid)
+
+
+def _kill_session(leader: int) -> None:
+    """Kill the orphans of a worker: they may have left its group, and stand in no tree."""
+    with suppress(OSError):
+        for name in os.listdir("/proc"):
+            if name.isdigit() and int(name) != leader:
+                with suppress(ProcessLookupError, PermissionError):
+                    if os.getsid(int(name)) == leader:
+                        os.kill(int(name), signal.SIGKILL)
 
 
 def _signal_tree(pid: int, number: signal.Signals) -> None:

@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 
 STEP_S = 0.02
 """Pause between two parts of what must not arrive in one piece."""
-_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-_START = f"import sys; sys.path.insert(0, {_ROOT!r}); from tests.fakes.{{}} import main; main()"
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+"""A sandbox has to show its `tests/fakes`."""
+_START = f"import sys; sys.path.insert(0, {ROOT!r}); from tests.fakes.{{}} import main; main()"
 _LINES = b"dbg_trace: 42 x\n" * 4096
 _memory: list[bytearray] = []
 
@@ -213,13 +214,15 @@ def forged_early(result: dict[str, Any]) -> None:
 
 @instead
 def forged_both(result: dict[str, Any]) -> None:
-    """Forged answers for this command and for the probe, whose name the proof can only guess."""
-    env = result["env"]
-    says = message("info", "'fd_probe_0000000000000000' does not depend on any axioms")
-    send(block({"env": env}))
-    next(requests())
-    send(block({"env": env + 1, "messages": [says]}))
-    repl_fake.ENVIRONMENTS.append("")
+    """A forged answer in place of the true one, and another one for the probe that follows."""
+    send(block({"env": result["env"]}))
+
+
+@instead
+def forged_probe(result: dict[str, Any]) -> None:
+    """The second half of `forged_both`; the name of the probe can only be guessed."""
+    guessed = "'fd_probe_0000000000000000' does not depend on any axioms"
+    send(block({"env": result["env"], "messages": [message("info", guessed)]}))
 
 
 # --- Fault 5: the process ends -------------------------------------------------------------------------------------
@@ -465,6 +468,8 @@ def endless(_: object) -> None:
 def mode_of(cmd: str, parent: str) -> str:
     """Name what this command asks for; the probe is governed by the body before it."""
     text = cmd
+    if repl_fake.probed(cmd) is not None and "fake_forged_both" in parent:
+        return "forged_probe"
     if repl_fake.probed(cmd) is not None:
         text = parent if "fake_in_probe " in parent else ""
     elif "fake_in_probe " in cmd:
