@@ -17,21 +17,27 @@ _FIRST = (
 _REST = _FIRST + r"0-9'!?\u2080-\u2089\u2090-\u209c\u1d62-\u1d6a\u2c7c"
 _WORD = f"[{_FIRST}][{_REST}]*"
 
+_HIDDEN_CLASS = (
+    "\u0000-\u0009\u000b-\u001f\u007f-\u009f\u00ad\u200b-\u200f\u2028-\u202f\u2060-\u206f\ufeff\ufff0-\ufffb"
+    "\ud800-\udfff"
+)
 _TOKEN = re.compile(
-    rf"""(?P<space>[ \n]+)
+    rf"""(?P<symbol>[^{_FIRST}0-9\s"'/«»{_HIDDEN_CLASS}\-])
+    |(?P<space>[ \n]+)
+    |(?P<word>{_WORD}(?:\.{_WORD})*)
     |(?P<line>--[^\n]*)
     |(?P<block>/-)
-    |(?P<word>{_WORD}(?:\.{_WORD})*)
-    |(?P<number>0[xX][0-9a-fA-F_]+|0[bB][01_]+|0[oO][0-7_]+|\d[\d_]*(?:\.\d+)?(?:[eE][+-]?\d+)?)
-    |(?P<string>")
-    |(?P<symbol>.)""",
+    |(?P<number>0[xX][0-9a-fA-F_]+|0[bB][01_]+|0[oO][0-7_]+|[0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)
+    |(?P<string>"[^"\\]*(?:\\.[^"\\]*)*")
+    |(?P<char>'(?:[^'"\\]|\\(?:x[0-9a-fA-F]{{2}}|u[0-9a-fA-F]{{4}}|[^"xu]))')
+    |(?P<bad>["«»{_HIDDEN_CLASS}])
+    |(?P<other>.)""",
     re.VERBOSE | re.DOTALL,
 )
 _BLOCK = re.compile(r"/-|-/")
-_STRING = re.compile(r'(?:[^"\\]|\\.)*"', re.DOTALL)
-_HIDDEN = re.compile(
-    "[\u0000-\u0009\u000b-\u001f\u007f-\u009f\u200b-\u200f\u2028-\u202f\u2060-\u206f\ufeff\ufff0-\ufff8]"
-)
+_HIDDEN = re.compile(f"[{_HIDDEN_CLASS}]")
+_HIDDEN_IN_COMMENT = re.compile("[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u2028\u2029\ufff0-\ufffb\ud800-\udfff]")
+"""Tabs and zero-width or directional marks cannot end a comment; what some reader takes for a line end can."""
 _BEFORE_COMMENT = re.compile(rf"[\s{_REST})\]}}⟩,;]")
 
 
@@ -50,33 +56,58 @@ class Token(NamedTuple):
     start: int
     end: int
     kind: Literal["word", "number", "string", "symbol"]
+    """Literals of characters are strings."""
 
 
 def lex(source: str) -> list[Token]:
     """Return the tokens without white space and comments; the source has `\\n` line ends."""
-    hidden = _HIDDEN.search(source)
-    if hidden:
-        raise LexError(f"invisible or control character U+{ord(hidden[0]):04X}", hidden.start())
     tokens: list[Token] = []
     position = 0
     while position < len(source):
-        match = _TOKEN.match(source, position)
-        assert match is not None  # `symbol` matches every character
-        kind, text, end = match.lastgroup, match[0], match.end()
-        if kind in ("line", "block"):
-            _demand_clear_opening(source, position)
-            end = end if kind == "line" else _block_end(source, position)
-        elif kind == "string":
-            end = _string_end(source, position)
-            tokens.append(Token(source[position:end], position, end, "string"))
-        elif kind == "word" or kind == "number":
-            tokens.append(Token(text, position, end, kind))
-        elif kind == "symbol":
-            if text in "«»":
-                raise LexError("escaped names («...») are not allowed", position)
-            tokens.append(Token(text, position, end, "symbol"))
-        position = end
+        position = _lex_run(source, position, tokens)
     return tokens
+
+
+def _lex_run(source: str, position: int, tokens: list[Token]) -> int:
+    """Append tokens up to the end of the next block comment, or of the source; return that place."""
+    for match in _TOKEN.finditer(source, position):
+        kind, start = match.lastgroup, match.start()
+        if kind == "symbol" or kind == "other":
+            tokens.append(Token(match[0], start, match.end(), "symbol"))
+        elif kind == "word" or kind == "number":
+            tokens.append(Token(match[0], start, match.end(), kind))
+        elif kind == "line":
+            _demand_clear_opening(source, start)
+            _demand_visible(_HIDDEN_IN_COMMENT, source, start, match.end())
+        elif kind == "block":
+            _demand_clear_opening(source, start)
+            end = _block_end(source, start)
+            _demand_visible(_HIDDEN_IN_COMMENT, source, start, end)
+            return end
+        elif kind == "string":
+            _demand_plain_string(source, start, match[0])
+            tokens.append(Token(match[0], start, match.end(), "string"))
+        elif kind == "char":
+            _demand_visible(_HIDDEN, source, start, match.end())
+            tokens.append(Token(match[0], start, match.end(), "string"))
+        elif kind == "bad":
+            _refuse(source, start)
+    return len(source)
+
+
+def _refuse(source: str, position: int) -> None:
+    """Say why this character may not begin a token."""
+    _demand_visible(_HIDDEN, source, position, position + 1)
+    if source[position] == '"':
+        _demand_plain_string(source, position, "")
+        raise LexError("unterminated string", position)
+    raise LexError("escaped names («...») are not allowed", position)
+
+
+def _demand_visible(hidden: re.Pattern[str], source: str, start: int, end: int) -> None:
+    found = hidden.search(source, start, end)
+    if found:
+        raise LexError(f"invisible or control character U+{ord(found[0]):04X}", found.start())
 
 
 def _demand_clear_opening(source: str, position: int) -> None:
@@ -96,15 +127,12 @@ def _block_end(source: str, position: int) -> int:
     raise LexError("unterminated comment", position)
 
 
-def _string_end(source: str, position: int) -> int:
+def _demand_plain_string(source: str, position: int, text: str) -> None:
     before = source[max(0, position - 2) : position]
     if before.endswith(("'", "'\\")):
         raise LexError("a character literal of a double quote is not allowed", position)
     if before.endswith(("r", "#")):
         raise LexError("raw strings are not allowed", position)
-    match = _STRING.match(source, position + 1)
-    if match is None:
-        raise LexError("unterminated string", position)
-    if "{" in match[0]:
+    if "{" in text:
         raise LexError("strings with braces are not allowed", position)
-    return match.end()
+    _demand_visible(_HIDDEN, source, position, position + len(text))

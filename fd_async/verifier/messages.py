@@ -14,7 +14,9 @@ from msgspec import Struct
 UNSUPPORTED = "minilean: unsupported"
 """How the small checker begins an error about Lean that it does not know."""
 
-_AXIOMS = re.compile(r"'(?P<name>[^']+)' (?:depends on axioms: \[(?P<axioms>[^\]]*)\]|does not depend on any axioms)")
+_AXIOMS = re.compile(
+    r"['`](?P<name>[^'`]+)['`] (?:depends on axioms: \[(?P<axioms>[^\]]*)\]|does not depend on any axioms)"
+)
 _LATER_ERROR_CHARS = 500
 
 

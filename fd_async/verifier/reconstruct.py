@@ -14,10 +14,7 @@ from typing import NamedTuple
 
 from fd_async.types import Statement
 from fd_async.verifier.lexer import LexError, Token, lex
-from fd_async.verifier.source_gate import Gate, Violation
-
-_OPENING = frozenset("([{⟨⦃⟦")
-_CLOSING = frozenset(")]}⟩⦄⟧")
+from fd_async.verifier.source_gate import CLOSING, MODIFIERS, OPENING, Gate, Violation
 
 
 class StatementError(ValueError):
@@ -150,9 +147,9 @@ def _top_level_colon(tokens: list[Token], start: int) -> int | None:
     depth = 0
     for index in range(start, len(tokens)):
         token = tokens[index]
-        if token.text in _OPENING:
+        if token.text in OPENING:
             depth += 1
-        elif token.text in _CLOSING:
+        elif token.text in CLOSING:
             depth -= 1
         elif token.text == ":" and depth == 0:
             return index
@@ -178,7 +175,7 @@ def _blank(source: str, tokens: list[Token], gate: Gate) -> str:
 def _modified(tokens: list[Token], index: int, gate: Gate) -> Violation | None:
     """Refuse anything in front of the theorem that could change its name or its meaning."""
     before = tokens[index - 1].text if index else ""
-    if before in ("private", "protected", "nonrec"):
+    if before in MODIFIERS:
         return Violation(f"the theorem must be stated without `{before}`", tokens[index - 1].start)
     if before == "in":
         closing = {group.last: group for group in gate.groups if group.scoped_in}
@@ -195,7 +192,11 @@ def _helper_clash(tokens: list[Token], goal: Goal) -> Violation | None:
     """Refuse helpers named like something in the statement: they could change what the statement resolves to."""
     used = {part for text in goal.tokens for part in text.split(".")}
     for keyword, name in pairwise(tokens):
-        if keyword.text not in ("theorem", "lemma") or name.kind != "word" or name.text == goal.name:
+        if keyword.text not in ("theorem", "lemma") or name.text == goal.name:
+            continue
+        if name.kind != "word":
+            if name.text.isalpha():  # a letter that only newer releases of Lean allow in names
+                return Violation("the name of a helper lemma must be a plain identifier", name.start)
             continue
         parts = name.text.split(".")
         if "_root_" in parts or used.intersection(parts):
