@@ -1,5 +1,7 @@
 # GPU image: docker build -t fd-async . && docker run --gpus all --shm-size 64g -v $PWD/runs:/app/runs -v $PWD/data:/app/data
-#   -e ANTHROPIC_API_KEY fd-async bin/fd-run --config configs/qwen35_fd.toml
+#   -e ANTHROPIC_API_KEY $SANDBOX fd-async bin/fd-run --config configs/qwen35_fd.toml
+# SANDBOX="--security-opt seccomp=unconfined --security-opt apparmor=unconfined --security-opt systempaths=unconfined":
+#   Docker's own filters forbid the namespaces in which bubblewrap locks Lean; without them the run refuses to start.
 # Lean and Mathlib alone (no GPU): docker build --target lean .
 # --shm-size must hold two copies of the weights where policy.push = "shm". HF_HUB_OFFLINE=1 works with a mounted cache.
 
@@ -26,7 +28,7 @@ RUN /opt/venv/bin/pip install --no-cache-dir --no-deps --require-hashes -r /tmp/
 # Triton compiles kernels at run time: it needs a C compiler and Python's headers.
 FROM ${CUDA_IMAGE}
 RUN apt-get update && apt-get install -y --no-install-recommends \
-    ca-certificates gcc libc6-dev python3.12 python3.12-dev && rm -rf /var/lib/apt/lists/* \
+    bubblewrap ca-certificates gcc libc6-dev python3.12 python3.12-dev && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home --uid 10001 fd
 ENV VIRTUAL_ENV=/opt/venv ELAN_HOME=/opt/elan PATH=/opt/venv/bin:/opt/elan/bin:$PATH
 COPY --from=python /opt/venv /opt/venv
