@@ -34,7 +34,11 @@ _FOUND = "found a problem in"
 
 
 class AuditableBackend(LeanBackend, Protocol):
-    """A backend that can also lend a process of its own."""
+    """A backend that can also lend a process of its own, and let go of all that others have used."""
+
+    def distrust(self) -> None:
+        """Use none of the present processes for another check."""
+        ...
 
     async def run_fresh(self, request: LeanRequest) -> LeanAnswer:
         """Compile in a process that nobody used before and nobody uses afterwards."""

@@ -21,6 +21,7 @@ from contextlib import asynccontextmanager
 
 import aiohttp
 import anyio
+import structlog
 from anyio import current_time, fail_after, to_thread
 from msgspec import Raw
 from msgspec.structs import replace
@@ -40,6 +41,7 @@ _TIMEOUTS_OF_OLD = 2
 """Version 1 reports a slow import in the same words as a slow proof; the import is over the second time."""
 _LINE = re.compile(rb'("line":\s*)(\d+)')
 _VERSION = '#eval (Lean.versionString ++ " fd_version")'
+_log = structlog.get_logger("fd_async.verifier")
 
 
 class KiminaBackend:
@@ -66,6 +68,10 @@ class KiminaBackend:
     async def run(self, request: LeanRequest) -> LeanAnswer:
         """Compile on the server; raises CheckTimeout or VerifierError."""
         return await self._run(request, fresh=False)
+
+    def distrust(self) -> None:
+        """Do nothing but say it: the server's processes are not ours to replace."""
+        _log.warning("restart the Kimina server: one of its processes accepted what is not a proof")
 
     async def run_fresh(self, request: LeanRequest) -> LeanAnswer:
         """Compile in a process of the server that nobody used before; raises CheckTimeout or VerifierError."""

@@ -27,6 +27,7 @@ from fd_async.verifier.repl import (
     ReplSpec,
     ReplTimeout,
 )
+from fd_async.verifier.upkeep import PoolSettings
 
 _IDLE_SHARE = 0.5
 _RETRIES_AT_ONCE = 2
@@ -70,6 +71,10 @@ class ReplBackend:
             raise CheckCrash(f"Lean crashed on it twice: {error}") from error
         except ReplDesync as error:
             raise CheckCrash(f"it broke the protocol of two workers: {error}") from error
+
+    def distrust(self) -> None:
+        """Use none of the present processes for another check."""
+        self._pool.distrust()
 
     async def run_fresh(self, request: LeanRequest) -> LeanAnswer:
         """Compile in a process that nobody used before and nobody uses afterwards; for audits.
@@ -144,8 +149,7 @@ async def open_repl_backend(
     audit_workers: int = 0,
 ) -> AsyncIterator[ReplBackend]:
     """Start a pool and wrap it; the arguments are the `[verifier]` keys of the same names."""
-    async with open_pool(
-        spec,
+    settings = PoolSettings(
         workers=workers,
         max_uses=max_uses,
         queue_timeout_s=queue_timeout_s,
@@ -157,5 +161,6 @@ async def open_repl_backend(
         recycle_gib=recycle_gib,
         resident_limit_gib=resident_limit_gib,
         fresh_at_once=_RETRIES_AT_ONCE + audit_workers,
-    ) as pool:
+    )
+    async with open_pool(spec, settings) as pool:
         yield ReplBackend(pool, name=name, toolchain=toolchain, check_timeout_s=check_timeout_s)

@@ -87,9 +87,8 @@ def demand_corrected(bench: Bench) -> None:
     """The learner saw the rewards 1, 0, 1 of every group, not 1, 1, 1."""
     for samples in bench.learner.batches.values():
         for sample in samples:
-            expected = dict(zip((0, 1, 2), group_advantages([1.0, 0.0, 1.0], divide_by_std=False), strict=True))
-            number = int(sample.rollout_id[-2:])
-            assert sample.advantage == pytest.approx(expected[number]), sample.rollout_id
+            expected = group_advantages([1.0, 0.0, 1.0], divide_by_std=False)[int(sample.rollout_id[-2:])]
+            assert sample.advantage == pytest.approx(expected), sample.rollout_id
 
 
 async def test_grpo_learns_from_the_revoked_reward_of_a_poisoned_worker(tmp_path: Path) -> None:
@@ -273,7 +272,14 @@ async def test_pass_at_k_counts_only_what_the_audit_leaves(tmp_path: Path) -> No
 
     statements = [Statement(name=f"s{i}", formal_statement=f"theorem s{i} : True :=") for i in range(6)]
     result = await evaluate_suite(
-        "s", statements, runner=bench.runner, k=[1], samples=1, temperature=1.0, concurrency=2, record=record
-    )  # type: ignore[arg-type]
+        "s",
+        statements,
+        runner=bench.runner,  # type: ignore[arg-type]
+        k=[1],
+        samples=1,
+        temperature=1.0,
+        concurrency=2,
+        record=record,
+    )
     assert result.pass_at[1] == pytest.approx(1 / 6)
     assert sorted(rollout.verdict.kind for rollout in recorded) == ["failed"] * 4 + ["proved", "revoked"]

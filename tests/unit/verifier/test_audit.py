@@ -52,6 +52,9 @@ class ColdLean(ScriptedLean):
         self.delay_s = 0.0
         self.at_once = self.most_at_once = 0
 
+    def distrust(self) -> None:
+        """Nothing of it is warm."""
+
     async def run_fresh(self, request: LeanRequest) -> LeanAnswer:
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
@@ -92,6 +95,8 @@ async def test_what_a_poisoned_worker_accepted_is_revoked_and_never_accepted_aga
         assert revoked.output == f"error: {revoked.reason}"
         assert (revoked.file_hash, revoked.header_hash) == (deceived.file_hash, deceived.header_hash)
         assert await verifier.check(BOGUS, FALSE) == revoked
+        assert (await verifier.check(f"{BOGUS}\n", FALSE)).kind == "failed", "the poisoned worker still judges"
+        await verifier.canaries()
         confirmed = await verifier.audit(HONEST, STATEMENT, await verifier.check(HONEST, STATEMENT))
         assert (confirmed.kind, confirmed.audit) == ("proved", "fresh")
         counts = verifier.statistics()

@@ -38,6 +38,9 @@ class Lean(ScriptedLean):
             return LeanAnswer([Message(f"{UNSUPPORTED} `simp`", "error", Position(2, 0))], 0, 0.5)
         return msgspec.structs.replace(await super().run(request), seconds=0.5)
 
+    def distrust(self) -> None:
+        """Nothing of it is warm."""
+
     async def run_fresh(self, request: LeanRequest) -> LeanAnswer:
         return LeanAnswer([Message("unknown identifier", "error", Position(2, 0))], 0, 0.5)
 
