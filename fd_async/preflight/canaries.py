@@ -39,7 +39,7 @@ def judge_canaries(table: VerifierTable) -> Iterator[Finding]:
         try:
             results, toolchain, audit = anyio.run(_judge, table)
         except (FdError, TimeoutError) as error:
-            advice = "verdicts could not be trusted: see docs/troubleshooting.md, `the verifier does not judge`"
+            advice = "search docs/troubleshooting.md for this line"
             words = str(error) or "not finished within the deadlines of [verifier]"
             yield Finding("missing", "canaries", words.splitlines()[0], advice)
             return
