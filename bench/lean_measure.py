@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import statistics
 import subprocess
 import sys
@@ -17,14 +16,18 @@ import anyio.lowlevel
 import anyio.to_thread
 from anyio import current_time, fail_after
 from msgspec import Struct
+from msgspec.structs import replace
 
 from bench.lean_arrivals import BURST, Arrival, CheckOne, Outcome, drive, summary
 from bench.lean_kimina import Kimina
 from bench.lean_trace import INSTANT, LIMIT_S, SHORT, Check
 from fd_async.errors import VerifierError
 from fd_async.telemetry.lag import LoopLag
-from fd_async.verifier.backend import CheckTimeout, LeanRequest
+from fd_async.types import Verdict
+from fd_async.verifier.accounting import Accountant
+from fd_async.verifier.backend import CheckTimeout, LeanBackend, LeanRequest
 from fd_async.verifier.judge import Judge
+from fd_async.verifier.reconstruct import Rebuilt
 from fd_async.verifier.repl import ReplSpec, clean_environment
 from fd_async.verifier.repl_backend import ReplBackend, open_repl_backend
 from fd_async.verifier.verifier import Verifier
@@ -44,6 +47,7 @@ class Setup(Struct, frozen=True):
     import_s: float
     workers: int
     spares: int
+    first_budget_s: float
     think_s: float
 
     @property
@@ -88,10 +92,10 @@ class Watch:
         }
 
 
-def simulated_cpu_seconds(clocks: Path) -> Callable[[int], float | None]:
+def simulated_cpu_seconds(clocks: Path) -> Callable[..., float | None]:
     """Return what a stand-in would have computed, for the backend, which asks whether a silent worker computes."""
 
-    def read(pid: int) -> float | None:
+    def read(pid: int, tree: object = None) -> float | None:
         try:
             return repl_trace.CLOCK.unpack((clocks / str(pid)).read_bytes())[0]
         except (OSError, repl_trace.struct.error):
@@ -104,24 +108,21 @@ def simulated_cpu_seconds(clocks: Path) -> Callable[[int], float | None]:
 async def open_ours(setup: Setup, header: str, workers: int) -> AsyncIterator[ReplBackend]:
     """Start the real backend on stand-ins and wait until all workers are up, as a run is after its first seconds."""
     spec = ReplSpec(argv=setup.repl_argv, env=clean_environment())
-    wanted: dict[str, Any] = {
-        "name": "repl",
-        "toolchain": "stand-in",
-        "header": header,
-        "workers": workers,
-        "max_uses": 500,
-        "queue_timeout_s": 36000.0,
-        "check_timeout_s": LIMIT_S * setup.scale,
-        "spares": setup.spares,
-        "first_budget_s": 8.0 * setup.scale,
-        "starts_at_once": 4,
-    }
-    known = inspect.signature(open_repl_backend).parameters
-    async with open_repl_backend(spec, **{name: value for name, value in wanted.items() if name in known}) as backend:
+    async with open_repl_backend(
+        spec,
+        name="repl",
+        toolchain="stand-in",
+        header=header,
+        workers=workers,
+        max_uses=500,
+        queue_timeout_s=36000.0,
+        check_timeout_s=LIMIT_S * setup.scale,
+        spares=setup.spares,
+        first_budget_s=setup.first_budget_s * setup.scale,
+    ) as backend:
         with fail_after(600):
-            while backend.statistics()["idle"] < workers:  # noqa: ASYNC110
+            while backend.statistics()["idle"] < workers + setup.spares:  # noqa: ASYNC110
                 await anyio.sleep(0.05)
-        await anyio.sleep(setup.import_s * setup.scale * (1 + setup.spares / 4))  # spares load after the workers
         yield backend
 
 
@@ -145,16 +146,24 @@ def plain(checks: Sequence[Check]) -> Driver:
     return driver
 
 
-def judged(checks: Sequence[Check], *, cached: bool) -> Driver:
-    """Climb our whole ladder: gate, reconstruction, probe; with or without the cache of verdicts."""
+class NoAccounting(Accountant):
+    """Leaves the verdict as it is."""
+
+    async def account(self, verdict: Verdict, backend: LeanBackend, template: LeanRequest, rebuilt: Rebuilt) -> Verdict:
+        """Return the verdict."""
+        return verdict
+
+
+def judged(checks: Sequence[Check], *, whole: bool) -> Driver:
+    """Climb our ladder: gate, reconstruction, probe. `whole` is all that a run does: cache and accounting too."""
 
     def driver(backend: ReplBackend) -> CheckOne:
-        judge = Judge(backend, checks[0].header, AXIOMS, 2400)
-        verifier = Verifier(judge)
+        accountant = Accountant() if whole else NoAccounting()
+        judge = Judge(backend, checks[0].header, AXIOMS, 2400, accountant=accountant)
+        ask = Verifier(judge).check if whole else judge.judge
 
         async def check_one(number: int) -> str:
             check = checks[number]
-            ask = verifier.check if cached else judge.judge
             verdict = await ask(check.code, check.statement, caller=check.name)
             return VERDICTS.get(verdict.kind, f"{verdict.kind}: {verdict.reason}")
 
@@ -205,7 +214,7 @@ def row(
     result = {
         "system": system,
         "load": load,
-        **summary(outcomes, [check.work_s * setup.scale for check in checks]),
+        **summary(outcomes, [check.work_s * setup.scale for check in checks], setup.workers),
         **costs,
         "lost": len(checks) - len(numbers),
         "num_wrong": len(wrong),
@@ -258,7 +267,7 @@ def _bare_pipe_s(setup: Setup, count: int) -> float:
 
 async def measure_lag(setup: Setup, header: str, count: int) -> dict[str, Any]:
     """Measure the event loop's lag while more than a thousand callers wait for checks of 50 ms."""
-    fast = setup.__class__(setup.scratch, 1.0, 0.0, setup.workers, setup.spares, 0.0)
+    fast = replace(setup, scale=1.0, import_s=0.0)
     lag, crowded = LoopLag(0.005), anyio.CancelScope()
     left = WAITERS + setup.workers + count
 

@@ -4,7 +4,8 @@ Speaks the protocol of leanprover-community/repl. A header takes `--import-s`; a
 ever where the recording ended in a timeout. `--scale` shortens all times alike. Time counts in short slices, so that
 a process stopped by SIGSTOP makes no progress; nothing is computed, so that many of them share a core. What it would
 have computed stands in `--clock DIR/PID` for whoever needs a worker's processor time. Bodies are found by their
-content in an index that `write_index` made. Standard library only: it starts in about 10 ms.
+content in an index that `write_index` made; the judge's own questions (statement probe, accounting, the statement
+alone) are answered as for an honest proof. Standard library only: it starts in about 10 ms.
 """
 
 from __future__ import annotations
@@ -140,8 +141,8 @@ class Repl:
         self._scale, self._import_s = scale, import_s
         self._environments = 0
 
-    def answer(self, cmd: str, env: int | None) -> dict[str, Any]:
-        """Answer a command when its time has passed."""
+    def answer(self, cmd: str, env: int | None, *, infotree: bool = False) -> dict[str, Any]:
+        """Answer a command when its time has passed; an infotree is as good as empty."""
         if env is not None and not 0 <= env < self._environments:
             return {"message": "Unknown environment."}
         body, header_lines, imports = split_header(cmd)
@@ -156,6 +157,9 @@ class Repl:
         if body.startswith("theorem fd_probe_"):
             listed = f"'{body.split()[1]}' depends on axioms: [propext,\n Classical.choice,\n Quot.sound]"
             return {**result, "messages": [message("info", listed, body.count("\n") + 1)]}
+        if body.startswith("#eval ") and "fd_theorems_" in body:  # which of these names are theorems: none is
+            nonce = body[body.index("fd_theorems_") :].partition('"')[0]
+            return {**result, "messages": [message("info", nonce)]}
         found = self._index.find(body)
         if found is None and body.endswith("by sorry"):
             warning = message("warning", "declaration uses `sorry`")
@@ -169,6 +173,8 @@ class Repl:
             for position in (item["pos"], item["endPos"]):
                 if position:
                     position["line"] += header_lines
+        if infotree:
+            result["infotree"] = [{"kind": "ContextInfo", "node": None, "children": []}]
         return {**result, **{name: items for name, items in recorded.items() if items}}
 
 
@@ -196,7 +202,8 @@ def main() -> None:
         except ValueError:
             sys.exit('uncaught exception: {"message": "Could not parse JSON"}')
         lines = []
-        text = json.dumps(repl.answer(request["cmd"], request.get("env")), indent=1, ensure_ascii=False)
+        answer = repl.answer(request["cmd"], request.get("env"), infotree="infotree" in request)
+        text = json.dumps(answer, indent=1, ensure_ascii=False)
         sys.stdout.buffer.write(text.encode() + b"\n\n")
         sys.stdout.buffer.flush()
 
