@@ -12,7 +12,7 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from fd_async.verifier.minilean.errors import Budget
-from fd_async.verifier.minilean.expr import Const, Expr, Num, Pi, free_vars, spine, walk
+from fd_async.verifier.minilean.expr import Const, Expr, Num, Pi, free_vars, refresh, spine, walk
 from fd_async.verifier.minilean.linear import Atoms, Linear, NotLinear, comparison, tighten
 from fd_async.verifier.minilean.reduce import value_of
 
@@ -56,10 +56,13 @@ def has_counterexample(prop: Expr, budget: Budget) -> bool:
 
 
 def _state(prop: Expr, *, integers: bool = False) -> _Problem:
-    """The facts, and the negated goal, of a telescope."""
+    """The facts, and the negated goal, of a telescope; a variable that another one hides stays another one."""
     problem = _Problem(integers)
+    taken = set(free_vars(prop))
     while isinstance(prop, Pi):
         problem.facts.append(problem.assume(prop.type))
+        prop = refresh(prop) if prop.uid in taken else prop
+        taken.add(prop.uid)
         prop = prop.body
     problem.facts.append(problem.deny(prop))
     problem.add_atom_facts()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 
 from fd_async.verifier.minilean import prelude
@@ -53,9 +55,25 @@ def test_a_proof_is_accepted() -> None:
     kernel().check_proof(IDENTITY_PROOF, IDENTITY)
 
 
+def hidden(method: Literal["omega", "decide"]) -> tuple[Expr, Expr]:
+    """∀ x, x = 1 → ∀ x, x = 1, in which both binders carry the same number; false."""
+    inner = Pi(P, "x", NAT, eq(FVar(P), ONE))
+    prop = Pi(P, "x", NAT, arrow(eq(FVar(P), ONE), inner))
+    return Decided(method, prop), prop
+
+
+def taken_from_outside() -> tuple[Expr, Expr]:
+    """∀ x, x = 1 → ∀ x, x = 1 again, with the outer `x` free in what is decided."""
+    inner = Decided("omega", arrow(eq(FVar(P), ONE), Pi(P, "x", NAT, eq(FVar(P), ONE))))
+    return Lam(P, "x", NAT, inner), Pi(P, "x", NAT, inner.prop)
+
+
 BAD: dict[str, tuple[Expr, Expr]] = {
     "a free variable": (FVar(H), TRUE),
     "a hole": (MVar(1), TRUE),
+    "omega with a hidden variable": hidden("omega"),
+    "decide with a hidden variable": hidden("decide"),
+    "omega with a hidden variable of the context": taken_from_outside(),
     "an unknown constant": (Const("magic"), FALSE),
     "a proof of something else": (Const("True.intro"), FALSE),
     "the proof of another proposition": (
