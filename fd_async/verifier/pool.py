@@ -14,43 +14,22 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Hashable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 
 import anyio
-from anyio import CancelScope, CapacityLimiter, Event, current_time, to_thread
+from anyio import Event, current_time
 
 from fd_async.errors import VerifierError
 from fd_async.verifier.backend import CheckTimeout
-from fd_async.verifier.processes import own_bytes
-from fd_async.verifier.repl import HeaderRejected, ReplDesync, ReplProcess, ReplSpec, ReplTimeout, open_repl
+from fd_async.verifier.fresh import CLOSED, FreshProcesses
+from fd_async.verifier.repl import ReplDesync, ReplProcess, ReplSpec, ReplTimeout
 from fd_async.verifier.schedule import Costs, FairQueue, Ticket, choose_turn
-from fd_async.verifier.workers import BACKOFF_S, Slot, Workers
+from fd_async.verifier.upkeep import PoolSettings, keep_fit
+from fd_async.verifier.workers import Slot, Workers
 
-_GIB = 1 << 30
-SAMPLE_S = 1.0
 _MAX_TICK_S = 0.25
-_AGE_SPREAD = 0.2
 _WAITS_KEPT = 1024
-_FRESH_STARTS = 3
-_CLOSED = "the verifier is closed"
-
-
-@dataclass(frozen=True)
-class PoolSettings:
-    """The `[verifier]` keys of the same names; 0 turns a limit off."""
-
-    workers: int
-    max_uses: int
-    queue_timeout_s: float
-    default_header: str
-    spares: int = 0
-    first_budget_s: float = 0.0
-    starts_at_once: int = 4
-    max_age_s: float = 0.0
-    recycle_gib: float = 0.0
-    resident_limit_gib: float = 0.0
-    fresh_at_once: int = 2
 
 
 @dataclass(eq=False)
@@ -87,13 +66,13 @@ class ReplPool:
         self._idle: dict[str, dict[Slot, None]] = {}
         self._running: dict[Slot, _Check] = {}
         self._parked: dict[Slot, _Check] = {}
-        self._fresh: set[ReplProcess] = set()
-        self._fresh_scopes: set[CancelScope] = set()
         self.is_closed = False
-        self._fresh_turns = anyio.Semaphore(settings.fresh_at_once)
+        self._distrusted_at = float("-inf")
         self._counts: Counter[str] = Counter()
+        self._fresh = FreshProcesses(
+            self.workers, self._counts, at_once=settings.fresh_at_once, queue_timeout_s=settings.queue_timeout_s
+        )
         self._waits: deque[float] = deque(maxlen=_WAITS_KEPT)
-        self._memory: dict[int, int] = {}
 
     def statistics(self) -> dict[str, float]:
         """Counters since the start; gauges `waiting`, `busy`, `idle`, `parked` (set aside now), `queue_p95_s`."""
@@ -151,66 +130,20 @@ class ReplPool:
                 self._costs.observe(cost_key, repl.running_s - check.began_s)
             self._release(check, slot, repl)
 
-    @asynccontextmanager
-    async def fresh(self, header: str) -> AsyncIterator[ReplProcess]:
-        """Lend a process of its own that nobody used before; for audits, and for inputs that broke a worker.
-
-        Raises:
-            VerifierError: No turn came inside `verifier.queue_timeout_s`, or the process does not start.
-        """
-        self._demand_open()
-        with CancelScope() as scope:
-            self._fresh_scopes.add(scope)
-            try:
-                async with AsyncExitStack() as stack:
-                    repl = await self._start_fresh(stack, header)
-                    self._fresh.add(repl)
-                    stack.callback(self._fresh.discard, repl)
-                    try:
-                        yield repl
-                    except ReplDesync:
-                        self._counts["desyncs"] += 1
-                        raise
-                    finally:
-                        self._counts["out_of_memory"] += bool(repl.condemned)
-            finally:
-                self._fresh_scopes.discard(scope)
-        if scope.cancelled_caught:
-            raise VerifierError(_CLOSED)
-
-    async def _start_fresh(self, stack: AsyncExitStack, header: str) -> ReplProcess:
-        try:
-            with anyio.fail_after(self._settings.queue_timeout_s):
-                await stack.enter_async_context(self._fresh_turns)
-        except TimeoutError:
-            raise VerifierError("no turn for a fresh worker within verifier.queue_timeout_s") from None
-        for tries in range(1, _FRESH_STARTS + 1):
-            try:
-                async with self.workers.starting:
-                    return await stack.enter_async_context(open_repl(self.workers.spec, header))
-            except HeaderRejected:
-                raise
-            except VerifierError as error:
-                self.workers.counts["failed_starts"] += 1
-                if tries == _FRESH_STARTS:
-                    raise VerifierError(f"a fresh verifier worker did not start in {tries} tries: {error}") from error
-            await anyio.sleep(BACKOFF_S[tries - 1])
-        raise AssertionError
+    def fresh(self, header: str) -> AbstractAsyncContextManager[ReplProcess]:
+        """Lend a process of its own that nobody used before; for audits, and for inputs that broke a worker."""
+        return self._fresh.lend(header)
 
     def close(self) -> None:
         """Give nobody a turn any more; whoever waits or runs in a fresh process learns it now."""
         self.is_closed = True
-        for place in self._waiting():
-            self.give_up(place, VerifierError(_CLOSED))
-        for scope in self._fresh_scopes:
-            scope.cancel()
-
-    def _demand_open(self) -> None:
-        if self.is_closed:
-            raise VerifierError(_CLOSED)
+        for header in self._waiting():
+            self.give_up(header, VerifierError(CLOSED))
+        self._fresh.close()
 
     async def _acquire(self, header: str, caller: str, cost: float) -> _Check:
-        self._demand_open()
+        if self.is_closed:
+            raise VerifierError(CLOSED)
         self.workers.demand_accepted(header)
         check = _Check(current_time(), caller, cost, budget_s=self._settings.first_budget_s)
         slot = self._take_idle(header) if len(self._running) < self._settings.workers else None
@@ -296,7 +229,7 @@ class ReplPool:
                 return
             over, slot = 0.0, None
             for other, check in self._running.items():
-                if other.repl is not None and not other.repl.broken_or_killed:
+                if other.repl is not None and other.repl.is_answering:
                     excess = other.repl.running_s - check.resumed_s - check.budget_s
                     over, slot = (excess, other) if excess > over else (over, slot)
             if slot is None:
@@ -338,14 +271,23 @@ class ReplPool:
         repl = slot.repl
         if repl is not None and not slot.retire.is_set():
             turn = self._turn_of(slot)
-            if not repl.is_usable() or repl.uses >= self._settings.max_uses:
-                self._counts["recycled"] += repl.uses >= self._settings.max_uses and not repl.broken
+            if not repl.is_usable() or repl.started_at <= self._distrusted_at:
+                self.workers.retire(slot)
+            elif repl.uses >= self._settings.max_uses:
+                self._counts["recycled"] += 1
                 self.workers.retire(slot)
             elif turn is not None:
                 self.workers.retire(slot, turn)
             else:
                 self._idle.setdefault(slot.header, {})[slot] = None
         self._dispatch()
+
+    def distrust(self) -> None:
+        """Replace every process, the busy ones after their check: one of them accepted what is not a proof."""
+        self._distrusted_at = current_time()
+        for slot in [slot for slots in self._idle.values() for slot in slots]:
+            self._remove_idle(slot)
+            self.workers.retire(slot)
 
     def _waiting(self) -> dict[str, int]:
         return {place: count for place, count in self._queue.places().items() if isinstance(place, str)}
@@ -395,94 +337,39 @@ class ReplPool:
         while True:
             await anyio.sleep(tick_s)
             self._set_aside()
-            for slot in [slot for slots in self._idle.values() for slot in slots]:
+            for slot in self.idle_slots():
                 if slot.repl is None or not slot.repl.is_usable():
-                    self._remove_idle(slot)
-                    self.workers.retire(slot)
+                    self.replace_idle(slot, is_worn=False)
 
-    async def watch_memory(self) -> None:
-        """Measure all processes once a second; kill those over the limit, replace idle ones that are worn out."""
-        limiter = CapacityLimiter(1)
-        limit = self._settings.resident_limit_gib * _GIB
-        while True:
-            await anyio.sleep(SAMPLE_S)
-            processes = [slot.repl for slot in self.slots if slot.repl is not None] + list(self._fresh)
-            if limit or self._settings.recycle_gib:
-                pids = [repl.pid for repl in processes]
-                self._memory = await to_thread.run_sync(_measure, pids, limiter=limiter)
-            for repl in processes:
-                if limit and self._memory.get(repl.pid, 0) > limit and not repl.broken_or_killed:
-                    used = self._memory[repl.pid] / _GIB
-                    repl.condemn(
-                        f"it used {used:.1f} GiB of its own; verifier.resident_limit_gib = "
-                        f"{self._settings.resident_limit_gib:g}"
-                    )
-            self._recycle()
+    def processes(self) -> list[ReplProcess]:
+        """All processes that are up, the fresh ones included."""
+        return [*(slot.repl for slot in self.slots if slot.repl is not None), *self._fresh.processes]
 
-    def _recycle(self) -> None:
-        """Replace one idle process that is too old or too large; one at a time, so that spares stay ready."""
-        if self.workers.num_loading:
-            return
-        settings = self._settings
-        for slot in [slot for slots in self._idle.values() for slot in slots]:
-            repl = slot.repl
-            if repl is None:
-                continue
-            max_age_s = settings.max_age_s * (1 - _AGE_SPREAD * slot.number / len(self.slots))
-            is_old = bool(max_age_s) and current_time() - repl.started_at > max_age_s
-            is_large = bool(settings.recycle_gib) and self._memory.get(repl.pid, 0) > settings.recycle_gib * _GIB
-            if is_old or is_large:
-                self._counts["recycled"] += 1
-                self._remove_idle(slot)
-                self.workers.retire(slot)
-                return
+    def idle_slots(self) -> list[Slot]:
+        """The places whose processes wait for a check."""
+        return [slot for slots in self._idle.values() for slot in slots]
 
-
-def _measure(pids: list[int]) -> dict[int, int]:
-    return {pid: own_bytes(pid) for pid in pids}
+    def replace_idle(self, slot: Slot, *, is_worn: bool) -> None:
+        """Replace an idle process in the background."""
+        self._counts["recycled"] += is_worn
+        self._remove_idle(slot)
+        self.workers.retire(slot)
 
 
 @asynccontextmanager
-async def open_pool(
-    spec: ReplSpec,
-    *,
-    workers: int,
-    max_uses: int,
-    queue_timeout_s: float,
-    default_header: str,
-    spares: int = 0,
-    first_budget_s: float = 0.0,
-    starts_at_once: int = 4,
-    max_age_s: float = 0.0,
-    recycle_gib: float = 0.0,
-    resident_limit_gib: float = 0.0,
-    fresh_at_once: int = 2,
-) -> AsyncIterator[ReplPool]:
+async def open_pool(spec: ReplSpec, settings: PoolSettings) -> AsyncIterator[ReplPool]:
     """Start the processes with the default header and wait for the first one; kill them all at the end.
 
     Raises:
         PreflightError: The first process does not start, or does not accept the header.
     """
-    settings = PoolSettings(
-        workers=workers,
-        max_uses=max_uses,
-        queue_timeout_s=queue_timeout_s,
-        default_header=default_header,
-        spares=spares,
-        first_budget_s=first_budget_s,
-        starts_at_once=starts_at_once,
-        max_age_s=max_age_s,
-        recycle_gib=recycle_gib,
-        resident_limit_gib=resident_limit_gib,
-        fresh_at_once=fresh_at_once,
-    )
     pool = ReplPool(spec, settings)
     try:
         async with anyio.create_task_group() as tasks:
             for slot in pool.slots:
                 tasks.start_soon(pool.workers.run_slot, slot, name=f"verifier-worker-{slot.number}")
             tasks.start_soon(pool.watch_budgets, name="verifier-budgets")
-            tasks.start_soon(pool.watch_memory, name="verifier-memory")
+            tasks.start_soon(keep_fit, pool, settings, name="verifier-upkeep")
             try:
                 await pool.workers.first_outcome()
                 yield pool

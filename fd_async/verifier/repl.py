@@ -12,19 +12,28 @@ import asyncio
 import errno
 import os
 import re
-import subprocess
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 
-import anyio
 import msgspec
 from anyio import CancelScope, to_thread
 
-from fd_async.errors import VerifierError
+from fd_async.verifier.launch import (
+    HeaderRejected,
+    ReplDesync,
+    ReplExited,
+    ReplFailure,
+    ReplSpec,
+    ReplTimeout,
+    Started,
+    clean_environment,
+    exit_descriptor,
+    reap,
+    start_process,
+)
 from fd_async.verifier.messages import Answer, decode_answer
 from fd_async.verifier.processes import continue_tree, kill_group, kill_tree, process_tree, stop_tree
-from fd_async.verifier.sandbox import Limits, Room, launch_argv, signal_or_code
+from fd_async.verifier.sandbox import signal_or_code
 
 _BLOCK_END = re.compile(rb"\r?\n[ \t]*\r?\n")
 _STDERR_TAIL_BYTES = 4096
@@ -32,68 +41,8 @@ _READ_BYTES = 1 << 16
 _DECODE_IN_THREAD_BYTES = 1 << 18
 _REAP_S = 10.0
 _LAST_WORDS_S = 1.0
-_PASSED_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "ELAN_HOME", "LD_LIBRARY_PATH", "PYTHONPATH")
-
-
-class ReplFailure(VerifierError):
-    """The process ended, hung or cannot be trusted any more; it has to be replaced."""
-
-
-class ReplExited(ReplFailure):
-    """The process is gone. `returncode` is negative for a signal."""
-
-    def __init__(self, message: str, returncode: int | None, stderr: str, *, is_condemned: bool = False) -> None:
-        super().__init__(message)
-        self.returncode = returncode
-        self.stderr = stderr
-        self.is_condemned = is_condemned
-        """We killed it, because it used too much memory."""
-
-    @property
-    def is_out_of_memory(self) -> bool:
-        if self.is_condemned:
-            return True
-        text = self.stderr.lower()
-        return "out of memory" in text or "bad_alloc" in text or "memoryerror" in text or "cannot allocate" in text
-
-
-class ReplTimeout(ReplFailure):
-    """No complete answer inside the deadline."""
-
-
-class ReplDesync(ReplFailure):
-    """Bytes where none belong, or an answer to something else."""
-
-
-class HeaderRejected(ReplFailure):
-    """The REPL works but does not accept the header; `args[0]` has its first error."""
-
-
-@dataclass(frozen=True)
-class ReplSpec:
-    """How to start a process. `env` replaces the environment, never extends it."""
-
-    argv: tuple[str, ...]
-    wrapper: tuple[str, ...] = ()
-    """Argv that comes before `argv` and behind the limits: the sandbox."""
-    cwd: str | None = None
-    env: Mapping[str, str] = field(default_factory=dict)
-    room: Room | None = None
-    """What the program needs to see; `wrapper` is made of it."""
-    limits: Limits = field(default_factory=Limits)
-    import_timeout_s: float = 180.0
-    max_answer_bytes: int = 1 << 24
-
-    @property
-    def command(self) -> list[str]:
-        """The argv behind a launcher that sets the limits and then becomes the process itself."""
-        return launch_argv(self.argv, limits=self.limits, wrapper=self.wrapper)
-
-
-def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Pass on what a program needs to start, and no secrets."""
-    kept = {name: os.environ[name] for name in _PASSED_VARIABLES if name in os.environ}
-    return {**kept, "LEAN_NUM_THREADS": "1", **(extra or {})}
+__all__ = ["HeaderRejected", "ReplDesync", "ReplExited", "ReplFailure", "ReplProcess", "ReplSpec", "ReplTimeout"]
+__all__ += ["clean_environment", "open_repl"]
 
 
 class ReplProcess:
@@ -103,13 +52,12 @@ class ReplProcess:
     arrives is gathered in `_buffer`, and `_wake` is called when there is something to decide.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], stdin: int, stdout: int, stderr: int, spec: ReplSpec) -> None:
-        self._process = process
-        self._stdin, self._stdout, self._stderr = stdin, stdout, stderr
+    def __init__(self, started: Started, spec: ReplSpec) -> None:
+        self._process, self._stdin, self._stdout, self._stderr = started
         self._spec = spec
         self._loop = asyncio.get_running_loop()
         self._watched: set[int] = set()
-        self._exit = _exit_descriptor(process.pid)
+        self._exit = exit_descriptor(self.pid)
         self._ready: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._left_s = 0.0
@@ -133,8 +81,8 @@ class ReplProcess:
         """Why we killed it during a check; empty when we did not."""
         self.broken = False
         """True as soon as an exchange did not end cleanly; the process must not be used again."""
-        self._watch(stdout, self._on_output)
-        self._watch(stderr, self._on_stderr)
+        self._watch(self._stdout, self._on_output)
+        self._watch(self._stderr, self._on_stderr)
         for descriptor in self._exit:
             self._watch(descriptor, self._on_exit)
 
@@ -157,9 +105,9 @@ class ReplProcess:
         return now - self.started_at - self._stopped_s
 
     @property
-    def broken_or_killed(self) -> bool:
-        """True when no answer will come any more; `broken` alone is also true while one is awaited."""
-        return self._killed or bool(self.condemned) or (self.broken and not self._busy)
+    def is_answering(self) -> bool:
+        """True while a request is in flight and an answer may still come."""
+        return self._busy and not self._killed and not self.condemned
 
     @property
     def left_s(self) -> float:
@@ -327,7 +275,7 @@ class ReplProcess:
                 await self._ready
             finally:
                 self._ready = None
-        if self._killed:  # the descriptors are closed, and may be somebody else's by now
+        if self._killed:  # its descriptors may be somebody else's by now
             raise ReplExited("the process was ended while it computed", None, self.stderr_tail)
         if self._expired:
             raise TimeoutError
@@ -399,7 +347,7 @@ class ReplProcess:
 
     async def _exited(self, what: str) -> ReplExited:
         """Collect the exit status and the last words of a process whose pipes are closed."""
-        await self._reap(_LAST_WORDS_S)
+        await reap(self._process, self._exit, _LAST_WORDS_S)
         if not self._killed:
             self._on_stderr()
         code = None if self.returncode is None else signal_or_code(self.returncode, self._spec.wrapper)
@@ -409,17 +357,6 @@ class ReplProcess:
         if self.condemned:
             return ReplExited(f"out of memory: {self.condemned}", code, self.condemned, is_condemned=True)
         return ReplExited(f"{what} ({how}){last}", code, self.stderr_tail)
-
-    async def _reap(self, seconds: float) -> None:
-        """Wait until the process has ended and its status is known, at most so long."""
-        with anyio.move_on_after(seconds):
-            pause_s = 0.0005
-            while self._process.poll() is None:
-                if not self._exit:
-                    await anyio.sleep(pause_s)
-                    pause_s = min(0.05, 2 * pause_s)
-                    continue
-                await _readable(self._loop, self._exit[0])
 
     async def kill(self) -> None:
         """Kill the process and all below it, reap it and close its pipes; shielded, and safe to call again."""
@@ -435,7 +372,7 @@ class ReplProcess:
             self._unwatch(descriptor)
         self._wake()
         with CancelScope(shield=True):
-            await self._reap(_REAP_S)
+            await reap(self._process, self._exit, _REAP_S)
         for descriptor in (*self._exit, self._stdin, self._stdout, self._stderr):
             os.close(descriptor)
         self._exit = ()
@@ -449,54 +386,9 @@ async def open_repl(spec: ReplSpec, header: str) -> AsyncIterator[ReplProcess]:
         VerifierError: The program cannot be started.
         ReplFailure: It started but did not load the header.
     """
-    repl = _start(spec)
+    repl = ReplProcess(start_process(spec), spec)
     try:
         await repl.load_header(header)
         yield repl
     finally:
         await repl.kill()
-
-
-def _start(spec: ReplSpec) -> ReplProcess:
-    """Start a process from this thread, whose end would be the end of a process that watches its parent."""
-    pipes = [*os.pipe(), *os.pipe(), *os.pipe()]
-    child_in, stdin, stdout, child_out, stderr, child_err = pipes
-    for descriptor in (stdin, stdout, stderr):
-        os.set_blocking(descriptor, False)
-    try:
-        process = subprocess.Popen(
-            spec.command,
-            stdin=child_in,
-            stdout=child_out,
-            stderr=child_err,
-            cwd=spec.cwd,
-            env=dict(spec.env),
-            start_new_session=True,
-        )
-    except BaseException as error:
-        for descriptor in (stdin, stdout, stderr):
-            os.close(descriptor)
-        if isinstance(error, OSError):
-            raise VerifierError(f"cannot start {' '.join(spec.argv)}: {error}") from error
-        raise
-    finally:
-        for descriptor in (child_in, child_out, child_err):
-            os.close(descriptor)
-    return ReplProcess(process, stdin, stdout, stderr, spec)
-
-
-def _exit_descriptor(pid: int) -> tuple[int, ...]:
-    """Return a descriptor that becomes readable when the process ends; none where the system has no such thing."""
-    try:
-        return (os.pidfd_open(pid),)
-    except (AttributeError, OSError):
-        return ()
-
-
-async def _readable(loop: asyncio.AbstractEventLoop, descriptor: int) -> None:
-    ready = loop.create_future()
-    loop.add_reader(descriptor, lambda: ready.done() or ready.set_result(None))
-    try:
-        await ready
-    finally:
-        loop.remove_reader(descriptor)

@@ -15,10 +15,11 @@ import anyio.lowlevel
 import pytest
 
 from fd_async.errors import PreflightError, VerifierError
-from fd_async.verifier import pool as pool_module
+from fd_async.verifier import upkeep
 from fd_async.verifier.pool import ReplPool, open_pool
 from fd_async.verifier.repl import ReplDesync, ReplExited, ReplSpec, ReplTimeout, clean_environment
 from fd_async.verifier.sandbox import unsandboxed_wrapper
+from fd_async.verifier.upkeep import PoolSettings
 from tests.unit.verifier.conftest import FAKE_REPL
 
 pytestmark = pytest.mark.anyio
@@ -30,9 +31,10 @@ async def pool_of(
 ) -> AsyncIterator[ReplPool]:
     argv = (sys.executable, "-S", "-E", FAKE_REPL)
     spec = ReplSpec(argv=argv, env=clean_environment(), import_timeout_s=10.0, wrapper=unsandboxed_wrapper())
-    async with open_pool(
-        spec, workers=workers, max_uses=max_uses, queue_timeout_s=queue_timeout_s, default_header=header, **limits
-    ) as pool:
+    settings = PoolSettings(
+        workers=workers, max_uses=max_uses, queue_timeout_s=queue_timeout_s, default_header=header, **limits
+    )
+    async with open_pool(spec, settings) as pool:
         yield pool
 
 
@@ -169,6 +171,7 @@ async def test_cancelled_callers_leave_no_place_taken() -> None:
 
 async def test_closing_ends_every_process() -> None:
     """Also those that hang in the middle of a check."""
+    pids: list[int] = []
     with anyio.CancelScope() as scope:
         async with pool_of(3) as pool, anyio.create_task_group() as tasks:
             tasks.start_soon(run, pool, "fake_hang")
@@ -298,15 +301,16 @@ async def test_a_worn_out_idle_process_is_replaced_in_the_background(
     limit: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Old or large processes go one at a time, and callers always find another one."""
-    monkeypatch.setattr(pool_module, "SAMPLE_S", 0.05)
-    async with pool_of(2, **{limit: 1e-6}) as pool:
+    monkeypatch.setattr(upkeep, "SAMPLE_S", 0.05)
+    limits: dict[str, Any] = {limit: 1e-6}
+    async with pool_of(2, **limits) as pool:
         await until(lambda: pool.statistics()["recycled"] >= 1)
         await run(pool, "h")
 
 
 async def test_a_worker_over_its_memory_is_killed_and_the_reason_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """The caller learns the key; the process is replaced."""
-    monkeypatch.setattr(pool_module, "SAMPLE_S", 0.05)
+    monkeypatch.setattr(upkeep, "SAMPLE_S", 0.05)
     async with pool_of(1, resident_limit_gib=0.0001) as pool:
         with pytest.raises(ReplExited, match=r"out of memory.*verifier\.resident_limit_gib = 0\.0001") as caught:
             await run(pool, "fake_hang", timeout_s=10.0)

@@ -15,6 +15,7 @@ from fd_async.verifier.repl import (
     ReplDesync,
     ReplExited,
     ReplFailure,
+    ReplProcess,
     ReplSpec,
     ReplTimeout,
     clean_environment,
@@ -112,7 +113,7 @@ async def test_answers_of_megabytes_and_of_single_bytes_are_read() -> None:
     async with open_repl(spec(), "") as repl:
         answer = await repl.command("theorem a : p := fake_huge", env=0, timeout_s=10)
         assert len(answer.messages[0].data) == 3_000_000
-        answer = await repl.command("theorem b : p := fake_bytes fake_error_é", env=0, timeout_s=10)
+        answer = await repl.command("theorem b : p := fake_bytewise fake_error_é", env=0, timeout_s=10)
         assert answer.errors[0].data == "unknown identifier 'fake_error_é'"
 
 
@@ -173,3 +174,45 @@ async def test_a_program_that_is_not_there_is_an_infrastructure_failure(tmp_path
     with pytest.raises(VerifierError, match="exit code 127"):
         async with open_repl(missing, ""):
             pass
+
+
+async def test_a_paused_process_has_no_deadline_until_it_goes_on() -> None:
+    """Stopped seconds count neither against the request nor as running; pausing twice is pausing once."""
+    async with open_repl(spec(), "") as repl:
+        began, environments = repl.running_s, []
+        async with anyio.create_task_group() as tasks:
+
+            async def stop_for_a_while() -> None:
+                await anyio.sleep(0.02)
+                repl.pause()
+                repl.pause()
+                await anyio.sleep(0.6)
+                repl.resume()
+                repl.resume()
+
+            tasks.start_soon(stop_for_a_while)
+            environments += [(await repl.command("theorem a : p := fake_slow", env=0, timeout_s=0.5)).env]
+        assert environments == [1]
+        assert repl.running_s - began < 0.5
+        with pytest.raises(ReplTimeout):
+            await repl.command("theorem b : p := fake_hang", env=0, timeout_s=0.05)
+
+
+async def test_a_paused_process_can_die_and_can_be_killed() -> None:
+    """SIGKILL needs no running process, and whoever waits for the answer learns of it."""
+    for end in ("condemn", "kill"):
+        async with open_repl(spec(), "") as repl:
+            repl.pause()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(_expect_exit, repl)
+                await anyio.sleep(0.01)
+                if end == "condemn":
+                    repl.condemn("too large")
+                else:
+                    await repl.kill()
+        assert not is_alive(repl.pid)
+
+
+async def _expect_exit(repl: ReplProcess) -> None:
+    with pytest.raises(ReplExited, match=r"too large|was ended"):
+        await repl.command("theorem a : p := h", env=0, timeout_s=0.001)
