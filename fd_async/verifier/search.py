@@ -130,7 +130,8 @@ def _refused(problem: str, code: int, pattern: str) -> tuple[bool, str]:
     if code == 2 and not problem:  # files that it could not read, which --no-messages keeps quiet about
         return True, f"No matches found for pattern: {pattern}"
     if code == 2 and "os error" not in problem:
-        reason = problem.partition("\n\n")[0]  # what follows is advice about options that the model has not
+        # Behind an empty line is advice about options that the model does not have.
+        reason = problem.removeprefix("rg: ").partition("\n\n")[0]
         return False, f"Invalid regular expression: {reason}"
     last = problem.splitlines()[-1][:300] if problem else "it said nothing"
     raise VerifierError(f"rg_in_mathlib: ripgrep ended with exit code {code} ({last})")
