@@ -35,7 +35,7 @@ FAULTS: list[Fault] = [
     ),
     *_faults(2, "crash", ReplDesync, "banner"),
     *_faults(2, "crash", None, "stray"),
-    *_faults(3, "proved", None, "bytes", "split", "huge", "many"),
+    *_faults(3, "proved", None, "bytewise", "split", "huge", "many"),
     *_faults(4, "proved", None, "slow"),
     *_faults(4, "timeout", ReplTimeout, "hang", "spin", "half", "unended"),
     *_faults(4, "crash", ReplDesync, "double", "forged"),

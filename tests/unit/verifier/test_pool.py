@@ -324,7 +324,7 @@ async def test_a_caller_cancelled_at_any_tick_leaks_nothing() -> None:
         await until(lambda: gauges(pool) == (0, 0, 0, 3))
         descriptors = len(os.listdir("/proc/self/fd"))
         for ticks in range(40):
-            marker = ("h", "fake_slow", "fake_die", "fake_bytes")[ticks % 4]
+            marker = ("h", "fake_slow", "fake_die", "fake_bytewise")[ticks % 4]
             async with anyio.create_task_group() as tasks:
                 for _ in range(4):
                     tasks.start_soon(_survive, pool, marker)
