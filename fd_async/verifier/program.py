@@ -6,8 +6,6 @@ killed whole on every way out, so that nothing it left behind outlives the answe
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -18,6 +16,7 @@ from anyio import CancelScope
 from anyio.abc import ByteReceiveStream, Process
 
 from fd_async.errors import VerifierError
+from fd_async.verifier.processes import kill_group, kill_tree
 from fd_async.verifier.repl import ReplSpec
 from fd_async.verifier.sandbox import signal_or_code
 
@@ -95,7 +94,7 @@ async def run_program(spec: ReplSpec) -> Ended:
                 tasks.start_soon(read, "stdout", process.stdout)
                 tasks.start_soon(read, "stderr", process.stderr)
                 await process.wait()
-                _kill_group(process.pid)  # a grandchild may hold the pipes open
+                kill_group(process.pid)  # a grandchild may hold the pipes open
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
         assert process.returncode is not None
@@ -124,15 +123,8 @@ async def _open(spec: ReplSpec) -> AsyncIterator[Process]:
         yield process
     finally:
         if process.returncode is None:
-            _kill_group(process.pid)
+            kill_tree(process.pid)
         with anyio.move_on_after(_REAP_S, shield=True):
             await process.wait()
         with CancelScope(shield=True):
             await process.aclose()
-
-
-def _kill_group(pid: int) -> None:
-    try:
-        os.killpg(pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass  # nobody is left in it
