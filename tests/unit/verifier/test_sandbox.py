@@ -31,7 +31,8 @@ needs_filter = pytest.mark.skipif(not machine(), reason="there is no filter of s
 
 
 def table(**changes: Any) -> VerifierTable:
-    return VerifierTable(**{"backend": "minilean", "workers": 1, "sandbox_scratch_mib": 4, **changes})
+    settings: dict[str, Any] = {"backend": "minilean", "workers": 1, "sandbox_scratch_mib": 4}
+    return VerifierTable(**{**settings, **changes})
 
 
 @cache
@@ -379,7 +380,7 @@ def test_links_on_the_way_to_a_file_are_shown_and_others_are_not(room: Room, tmp
 
 
 def test_limits_are_set_before_the_program_starts() -> None:
-    """Each of them, in the process itself; 0 sets none."""
+    """Each of them, in the process itself."""
     limits = Limits(nice=3, memory_gib=2.0, cpu_s=77, file_mib=5)
     code = (
         "import os, resource as r\n"
@@ -388,8 +389,6 @@ def test_limits_are_set_before_the_program_starts() -> None:
     run = [sys.executable, "-I", "-c", code]
     found = subprocess.run(launch_argv(run, limits=limits), capture_output=True, text=True, check=True).stdout
     assert found.strip() == f"{[(2 << 30,) * 2, (77, 77), (5 << 20,) * 2, (0, 0)]} {os.nice(0) + 3}"
-    free = subprocess.run(launch_argv(run, limits=Limits()), capture_output=True, text=True, check=True).stdout
-    assert free.count("-1") >= 1 or "(-1, -1)" in free
 
 
 def test_a_signal_inside_is_told_as_a_signal() -> None:
