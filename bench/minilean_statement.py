@@ -166,6 +166,8 @@ class Typed:
                 self.close(kind, scope),
                 self.close(body, {key: value for key, value in scope.items() if key != name}),
             )
+        if head == "→" and self._is_type(expr[1], scope):  # `Nat → p`: p, if there is a number
+            return ("∀", "_", expr[1], self.close(expr[2], scope))
         if head in ("∧", "∨", "→", "↔"):
             return (head, self.close(expr[1], scope), self.close(expr[2], scope))
         if head == "¬":
