@@ -58,7 +58,7 @@ their own."""
 
 AFTERWARDS = ("late", "stray", "leave", "stderr_after")
 """They hurt who comes after the answer: the probe of the same check, or, in a probe, the next check."""
-SLOW = ("stubborn", "unended", "half", "spin", "endless", "swell", "close")
+SLOW = ("stubborn", "unended", "half", "spin", "endless", "swell", "close", "many")
 """They wait for a deadline, or move a lot."""
 ESCAPES = ("grandchild_session",)
 """What these start is nobody's child and in nobody's group; only a sandbox ends it."""

@@ -15,6 +15,7 @@ import pytest
 
 from fd_async.errors import VerifierError
 from fd_async.types import Statement, Verdict
+from fd_async.verifier.backend import LeanAnswer, LeanRequest
 from fd_async.verifier.repl import (
     HeaderRejected,
     ReplDesync,
@@ -25,6 +26,7 @@ from fd_async.verifier.repl import (
     clean_environment,
     open_repl,
 )
+from fd_async.verifier.repl_backend import open_repl_backend
 from fd_async.verifier.sandbox import Limits
 from fd_async.verifier.syscalls import filter_path
 from fd_async.verifier.verifier import Verifier, open_verifier
@@ -225,6 +227,32 @@ async def test_a_clock_that_jumps_changes_no_deadline(token: str, monkeypatch: p
             verdict = await judge(verifier, "fake_slow")
             assert verdict.kind == "proved"
             assert 0 < verdict.seconds < 60
+
+
+async def test_waiting_is_reported_apart_from_running(token: str) -> None:
+    """The second of two checks on one worker waits while the first one runs."""
+    async with open_repl_backend(
+        spec(token),
+        name="repl",
+        toolchain="",
+        header="",
+        workers=1,
+        max_uses=100,
+        queue_timeout_s=10,
+        check_timeout_s=10,
+    ) as backend:
+        answers: list[LeanAnswer] = []
+
+        async def check() -> None:
+            answers.append(await backend.run(LeanRequest("", "fake_slow")))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(check)
+            tasks.start_soon(check)
+        first, second = answers
+        assert first.seconds > 0.04
+        assert second.seconds > 0.04
+        assert second.queue_s > 0.04
 
 
 async def test_one_fast_check_does_not_wait_for_another_callers_queue(token: str) -> None:
