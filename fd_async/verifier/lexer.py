@@ -38,6 +38,11 @@ _BLOCK = re.compile(r"/-|-/")
 _HIDDEN = re.compile(f"[{_HIDDEN_CLASS}]")
 _HIDDEN_IN_COMMENT = re.compile("[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u2028\u2029\ufff0-\ufffb\ud800-\udfff]")
 """Tabs and zero-width or directional marks cannot end a comment; what some reader takes for a line end can."""
+_ESCAPES = re.compile(r"""(?:[^\\]|\\(?:[\\"'rnt]|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|\n))*""")
+_AFTER_DOCUMENTATION = frozenset(
+    {"@", "#", "theorem", "lemma", "example", "private", "protected", "nonrec", "open", "set_option"}
+    | {"def", "abbrev", "instance", "structure", "inductive", "class", "axiom", "notation", "macro", "syntax"}
+)
 _BEFORE_COMMENT = re.compile(rf"[\s{_REST})\]}}⟩,;]")
 
 
@@ -62,19 +67,32 @@ class Token(NamedTuple):
 def lex(source: str) -> list[Token]:
     """Return the tokens without white space and comments; the source has `\\n` line ends."""
     tokens: list[Token] = []
+    documentation: list[tuple[int, int]] = []
     position = 0
     while position < len(source):
-        position = _lex_run(source, position, tokens)
+        position = _lex_run(source, position, tokens, documentation)
+    for index, start in documentation:
+        after = tokens[index] if index < len(tokens) else None
+        if after is not None and after.text not in _AFTER_DOCUMENTATION:
+            raise LexError(
+                "a documentation comment must stand before a command; inside a proof write `/- ... -/`", start
+            )
     return tokens
 
 
-def _lex_run(source: str, position: int, tokens: list[Token]) -> int:
-    """Append tokens up to the end of the next block comment, or of the source; return that place."""
+def _lex_run(source: str, position: int, tokens: list[Token], documentation: list[tuple[int, int]]) -> int:
+    """Append tokens up to the end of the next block comment, or of the source; return that place.
+
+    `documentation` gets the index of the next token and the place of each `/--` and `/-!`: after an error Lean goes
+    on inside of those that stand where it does not expect them.
+    """
     for match in _TOKEN.finditer(source, position):
         kind, start = match.lastgroup, match.start()
         if kind == "symbol" or kind == "other":
             tokens.append(Token(match[0], start, match.end(), "symbol"))
         elif kind == "word" or kind == "number":
+            if kind == "word" and "'" in match[0] and source[max(0, start - 2) : start].endswith(("'", "'\\")):
+                raise LexError("put a space after the quote", start)
             tokens.append(Token(match[0], start, match.end(), kind))
         elif kind == "line":
             _demand_clear_opening(source, start)
@@ -82,6 +100,8 @@ def _lex_run(source: str, position: int, tokens: list[Token]) -> int:
         elif kind == "block":
             _demand_clear_opening(source, start)
             end = _block_end(source, start)
+            if source[start + 2] in "-!":
+                documentation.append((len(tokens), start))
             _demand_visible(_HIDDEN_IN_COMMENT, source, start, end)
             return end
         elif kind == "string":
@@ -135,4 +155,6 @@ def _demand_plain_string(source: str, position: int, text: str) -> None:
         raise LexError("raw strings are not allowed", position)
     if "{" in text:
         raise LexError("strings with braces are not allowed", position)
+    if "\\" in text and not _ESCAPES.fullmatch(text):  # Lean would go on inside the string
+        raise LexError("a string with an escape that Lean does not know", position)
     _demand_visible(_HIDDEN, source, position, position + len(text))

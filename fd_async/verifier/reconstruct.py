@@ -174,6 +174,8 @@ def _blank(source: str, tokens: list[Token], gate: Gate) -> str:
 
 def _modified(tokens: list[Token], index: int, gate: Gate) -> Violation | None:
     """Refuse anything in front of the theorem that could change its name or its meaning."""
+    if [token.text for token in tokens[max(0, index - 4) : index]] == ["@", "[", "simp", "]"]:
+        index -= 4
     before = tokens[index - 1].text if index else ""
     if before in MODIFIERS:
         return Violation(f"the theorem must be stated without `{before}`", tokens[index - 1].start)

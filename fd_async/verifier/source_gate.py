@@ -48,6 +48,8 @@ FORBIDDEN_NAMESPACES = _words("Lean Lake ProofWidgets Jsx Qq Elab Meta Parser Ta
 """Never opened: their scoped syntax is for programs, and that of `ProofWidgets.Jsx` has tokens of its own, so that
 `/-` need not begin a comment."""
 
+_NEVER_GLUED = (FORBIDDEN_COMMANDS | FORBIDDEN_TERMS | {"open", "set_option"}) - {"end"}
+"""Not even after one or two letters that follow an operator: `→o`, `∘L` and `≃SL` are tokens of Mathlib."""
 MODIFIERS = frozenset({"private", "protected", "nonrec"})
 COMMAND_STARTS = MODIFIERS | {"theorem", "lemma", "example", "open", "set_option"}
 _ENDS_A_GROUP = COMMAND_STARTS | {"in"} | (FORBIDDEN_COMMANDS - {"scoped"})
@@ -186,6 +188,10 @@ def _word_violation(tokens: list[Token], index: int) -> str:
         return "`let rec`"
     if text.rstrip("!?") in FORBIDDEN_TERMS:
         return f"`{text}`"
+    if index and tokens[index - 1].end == tokens[index].start and tokens[index - 1].kind == "symbol":
+        glued = next((text[cut:] for cut in (1, 2) if text[cut:] in _NEVER_GLUED), "")
+        if glued:
+            return f"`{text}` directly after `{tokens[index - 1].text}` (it hides `{glued}`)"
     if "." in text:
         return next((f"`{part}`" for part in text.split(".") if part in FORBIDDEN_TERMS), "")
     return ""
