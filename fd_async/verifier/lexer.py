@@ -43,6 +43,7 @@ _AFTER_DOCUMENTATION = frozenset(
     {"@", "#", "theorem", "lemma", "example", "private", "protected", "nonrec", "open", "set_option"}
     | {"def", "abbrev", "instance", "structure", "inductive", "class", "axiom", "notation", "macro", "syntax"}
 )
+_OPEN_QUOTE = re.compile(r"'(?:\\\S{0,5}|[^'])?\Z", re.DOTALL)
 _BEFORE_COMMENT = re.compile(rf"[\s{_REST})\]}}⟩,;]")
 
 
@@ -96,9 +97,11 @@ def _lex_run(source: str, position: int, tokens: list[Token], documentation: lis
             tokens.append(Token(match[0], start, match.end(), kind))
         elif kind == "line":
             _demand_clear_opening(source, start)
+            _demand_no_open_quote(source, start, tokens)
             _demand_visible(_HIDDEN_IN_COMMENT, source, start, match.end())
         elif kind == "block":
             _demand_clear_opening(source, start)
+            _demand_no_open_quote(source, start, tokens)
             end = _block_end(source, start)
             if source[start + 2] in "-!":
                 documentation.append((len(tokens), start))
@@ -106,6 +109,7 @@ def _lex_run(source: str, position: int, tokens: list[Token], documentation: lis
             return end
         elif kind == "string":
             _demand_plain_string(source, start, match[0])
+            _demand_no_open_quote(source, start, tokens)
             tokens.append(Token(match[0], start, match.end(), "string"))
         elif kind == "char":
             _demand_visible(_HIDDEN, source, start, match.end())
@@ -136,6 +140,14 @@ def _demand_clear_opening(source: str, position: int) -> None:
         raise LexError("put a space before the comment", position)
     if source.startswith("/--/", position):
         raise LexError("`/--/` is neither an open nor a closed comment", position)
+
+
+def _demand_no_open_quote(source: str, position: int, tokens: list[Token]) -> None:
+    """Refuse `'--`, `' "` and the like: Lean may fail on the quote, and go on inside the comment or string."""
+    first = max(0, position - 8)
+    found = _OPEN_QUOTE.search(source, first, position)
+    if found and not (tokens and tokens[-1].kind in ("word", "string") and tokens[-1].end > found.start()):
+        raise LexError("put more space between the quote and the comment or string", found.start())
 
 
 def _block_end(source: str, position: int) -> int:

@@ -48,6 +48,7 @@ def test_axioms_are_read_only_from_an_answer_that_is_nothing_else() -> None:
     listed = error("'t' depends on axioms: [propext,\n Classical.choice]", severity="info")
     assert read_axioms([listed], "t") == ["propext", "Classical.choice"]
     assert read_axioms([error("'t' does not depend on any axioms", severity="info")], "t") == []
+    assert read_axioms([error("`t` depends on axioms: [propext]", severity="info")], "t") == ["propext"]
     assert read_axioms([listed], "u") is None
     assert read_axioms([listed, listed], "t") is None
     assert read_axioms([error(listed.data)], "t") is None
