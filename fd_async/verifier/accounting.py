@@ -36,6 +36,8 @@ MAX_TREE_S = 15.0
 MAX_TREE_CHARS = 10_000
 """Nor is a longer file: its tree, with every goal in it, could be tens of megabytes."""
 MAX_CANDIDATES = 400
+_LEAN = frozenset(["repl", "kimina"])
+"""Backends that run Lean, and so can give trees and answer questions."""
 _LONG_CHARS = 4_000
 """Longer files are read in a thread."""
 _TREE_OPTIONS = "set_option pp.fullNames true\nset_option pp.maxSteps 100\n"
@@ -80,7 +82,7 @@ class Accountant:
             rebuilt: The file that was judged.
         """
         uses = None
-        if backend.name == "repl" and verdict.seconds <= MAX_TREE_S and len(rebuilt.body) <= MAX_TREE_CHARS:
+        if backend.name in _LEAN and verdict.seconds <= MAX_TREE_S and len(rebuilt.body) <= MAX_TREE_CHARS:
             uses = await self._attempt(_by_tree(backend, template, rebuilt))
         if uses is not None:
             self.counts["accounted_by_tree"] += 1
@@ -95,7 +97,7 @@ class Accountant:
             if not minilean_theorems.cache_info().currsize:
                 await to_thread.run_sync(minilean_theorems)  # the first call reads the checker's table
             return Uses([name for name in text.candidates if name in minilean_theorems()], text.tactics)
-        if backend.name in ("repl", "kimina"):
+        if backend.name in _LEAN:
             found = await self._attempt(_theorems(backend, template, text.candidates, resolve=True))
             if found is not None:
                 return Uses(found, text.tactics)
@@ -227,13 +229,18 @@ def read_tree(infotree: bytes, rebuilt: Rebuilt | None = None) -> Uses:
         name = _constant(node.expr)
         if node.is_binder:
             bound.add(name)
-        elif rebuilt is not None and rebuilt.is_statement(node.stx.range.start.line - _TREE_LINES):
+        elif rebuilt is not None and not _is_models(node.stx.range.start.line - _TREE_LINES, rebuilt):
             continue
         elif tree.kind == "TacticInfo":
             tactics |= _tactic(node.stx)
         elif tree.kind == "TermInfo" and name:
             names.add(name)
     return Uses(sorted(names - bound), sorted(tactics))
+
+
+def _is_models(line: int, rebuilt: Rebuilt) -> bool:
+    """Whether the model wrote what stands on this line: not the header, nor the given statement."""
+    return line > 0 and not rebuilt.is_statement(line)
 
 
 def _constant(expr: str) -> str:

@@ -43,6 +43,7 @@ def node(kind: str, stx: str, expr: str = "", *, line: int = 5, args: str = "", 
 TREE = [
     node("CommandInfo", "theorem t ...", stx_kind="Parser.Command.declaration", children=[
         node("TermInfo", "Nat.le_refl", "@Nat.le_refl", line=3),
+        node("TermInfo", "Nat.in_header", "@Nat.in_header", line=2),
         node("TermInfo", "h_1", "h_1", isBinder=True),
         {"kind": "CompletionInfo", "node": None, "children": []},
         {"goalState": "⊢ p"},
@@ -168,11 +169,11 @@ async def test_a_failed_account_never_fails_the_verdict(error: Exception) -> Non
 
 
 async def test_names_as_written_are_resolved_in_the_headers_namespaces() -> None:
-    """Kimina gives no tree: `add_comm` under `open Nat` is `Nat.add_comm`."""
-    backend = Environment("kimina")
+    """A server that gives no tree: `add_comm` under `open Nat` is `Nat.add_comm`."""
+    backend = Environment("kimina", lambda request: VerifierError("no tree") if request.infotree else None)
     verdict, _ = await _account(backend, CODE.replace("Nat.add_comm", "add_comm"))
     assert verdict.lemmas == ["Nat.add_comm"]
-    assert len(backend.requests) == 1
+    assert len(backend.requests) == 2
 
 
 async def test_minilean_knows_its_own_theorems_without_a_request() -> None:
@@ -218,7 +219,7 @@ PROOFS = {
         {"constructor", "exact", "simp", "try", "ring"},
     ),
     "patterns bind": (
-        "by\n  obtain ⟨x₁, hx_1⟩ := exists_nat_gt 2\n  rcases lt_or_ge a b with h_l | h_g\n  all_goals (exact h_l.ne hx_1)",
+        "by\n  obtain ⟨x₁, hx_1⟩ := exists_nat_gt 2\n  rcases lt_or_ge a b with h_l | h_g\n  all_goals exact h_l.ne hx_1",
         {"exists_nat_gt", "lt_or_ge"},
         {"obtain", "rcases", "all_goals", "exact"},
     ),
