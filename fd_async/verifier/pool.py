@@ -38,7 +38,7 @@ class _Check:
 
     since: float
     caller: str
-    cost: float
+    cost_key: str
     event: Event = field(default_factory=Event)
     slot: Slot | None = None
     error: VerifierError | None = None
@@ -61,8 +61,8 @@ class ReplPool:
             starts_at_once=settings.starts_at_once,
             header=settings.default_header,
         )
-        self._queue: FairQueue[_Check] = FairQueue()
         self._costs = Costs()
+        self._queue: FairQueue[_Check] = FairQueue(self._predict)
         self._idle: dict[str, dict[Slot, None]] = {}
         self._running: dict[Slot, _Check] = {}
         self._parked: dict[Slot, _Check] = {}
@@ -111,7 +111,7 @@ class ReplPool:
         Raises:
             VerifierError: No turn came inside `verifier.queue_timeout_s`, or no process can be started.
         """
-        check = await self._acquire(header, caller, self._costs.predict(cost_key))
+        check = await self._acquire(header, caller, cost_key)
         slot = check.slot
         assert slot is not None
         assert slot.repl is not None
@@ -141,16 +141,16 @@ class ReplPool:
             self.give_up(header, VerifierError(CLOSED))
         self._fresh.close()
 
-    async def _acquire(self, header: str, caller: str, cost: float) -> _Check:
+    async def _acquire(self, header: str, caller: str, cost_key: str) -> _Check:
         if self.is_closed:
             raise VerifierError(CLOSED)
         self.workers.demand_accepted(header)
-        check = _Check(current_time(), caller, cost, budget_s=self._settings.first_budget_s)
+        check = _Check(current_time(), caller, cost_key, budget_s=self._settings.first_budget_s)
         slot = self._take_idle(header) if len(self._running) < self._settings.workers else None
         if slot is not None:
             self._begin(check, slot)
             return check
-        check.ticket = self._queue.add(check, header, caller, cost)
+        check.ticket = self._queue.add(check, header, caller, self._costs.predict(cost_key))
         self._make_room(header)
         try:
             with anyio.move_on_after(self._settings.queue_timeout_s):
@@ -169,6 +169,10 @@ class ReplPool:
                 "raise it, or verifier.workers"
             )
         return check
+
+    def _predict(self, check: _Check) -> float:
+        """Seconds that a waiting check will take; of one that was set aside nothing new is known."""
+        return self._costs.predict(check.cost_key) if check.slot is None else 0.0
 
     def _begin(self, check: _Check, slot: Slot) -> None:
         assert slot.repl is not None
@@ -244,7 +248,7 @@ class ReplPool:
         ran = repl.running_s - check.began_s
         if check.ticket is not None:
             self._queue.settle(check.ticket, repl.running_s - check.resumed_s)
-        remainder = min(max(ran, check.cost - ran), repl.left_s)
+        remainder = min(max(ran, self._costs.predict(check.cost_key) - ran), repl.left_s)
         check.ticket = self._queue.add(check, slot, check.caller, remainder, returns=True)
         self._parked[slot] = check
         self._counts["set_aside"] += 1

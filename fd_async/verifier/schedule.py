@@ -3,21 +3,24 @@
 Self-clocked fair queueing. A waiter's tag is the virtual time at its arrival, or the tag of its caller's last waiter
 when that is later, plus the seconds that its check is predicted to take; the smallest tag goes first, and virtual time
 is the tag that went last. So short checks pass long ones, and a caller with a thousand checks waits behind itself, not
-before others. `AGE_SHARE` of the granted seconds goes to whoever waits longest, whatever its tag: a waiter with C
-seconds of work before it (its own included) is served before (C + longest check) / AGE_SHARE seconds are granted.
+before others. A prediction that has grown since the arrival counts when its ticket comes to the front.
+
+`AGE_SHARE` of the granted seconds goes to whoever waits longest, whatever its tag: a waiter with C seconds of work
+before it (its own included) is served before (C + longest check) / AGE_SHARE seconds are granted.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections import OrderedDict, deque
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 AGE_SHARE = 0.25
 USES_BEFORE_TURN = 16
 _LEAST_COST_S = 0.01
+_MUCH_LONGER = 1.5
 _MAX_KEYS = 20_000
 _KEY_WEIGHT = 0.4
 _ALL_WEIGHT = 0.02
@@ -91,6 +94,10 @@ class _Line(Generic[_T]):
             heapq.heappop(self._by_tag)
         return self._by_tag[0][2]
 
+    def put_back(self, ticket: Ticket[_T]) -> None:
+        """Give the first one its place anew, because its tag has grown."""
+        heapq.heapreplace(self._by_tag, (ticket.tag, ticket.number, ticket))
+
     def oldest(self) -> Ticket[_T]:
         while not self._by_age[0].is_waiting:
             self._by_age.popleft()
@@ -103,7 +110,8 @@ class _Line(Generic[_T]):
 class FairQueue(Generic[_T]):
     """Waiters of all places. Adding, choosing and leaving cost O(log waiters) each, apart from the places asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, predict: Callable[[_T], float] | None = None) -> None:
+        self._predict = predict
         self._lines: dict[Hashable, _Line[_T]] = {}
         self._callers: dict[str, tuple[float, int]] = {}
         self._now = 0.0
@@ -156,9 +164,20 @@ class FairQueue(Generic[_T]):
         if self._credit > 0.0:
             chosen = oldest
         else:
-            chosen = min((line.first() for line in lines), key=lambda ticket: (ticket.tag, ticket.number))
+            chosen = min(map(self._first, lines), key=lambda ticket: (ticket.tag, ticket.number))
         chosen.by_age = chosen is oldest
         return chosen
+
+    def _first(self, line: _Line[_T]) -> Ticket[_T]:
+        """Return the first by tag; what is now known to take much longer than when it came stands further back."""
+        while True:
+            ticket = line.first()
+            cost = 0.0 if self._predict is None else self._predict(ticket.item)
+            if cost <= _MUCH_LONGER * ticket.cost:
+                return ticket
+            ticket.tag += cost - ticket.cost
+            ticket.cost = cost
+            line.put_back(ticket)
 
     def grant(self, ticket: Ticket[_T]) -> None:
         """Take out the ticket that was chosen, and let virtual time go on."""

@@ -70,6 +70,18 @@ def test_a_callers_thousand_checks_do_not_delay_anothers_single_one() -> None:
     assert -1 in [serve(queue).item for _ in range(2)]
 
 
+def test_what_proves_to_be_long_while_it_waits_stands_further_back() -> None:
+    """Checks of one statement come together; the first of them that runs tells about the others."""
+    costs = dict.fromkeys(range(10), 1.0)
+    queue: FairQueue[int] = FairQueue(costs.__getitem__)
+    for number in range(10):
+        queue.add(number, "a", str(number), 1.0)
+    costs |= dict.fromkeys(range(5), 60.0)
+    queue._credit = -1000.0
+    assert {serve(queue).item for _ in range(5)} == set(range(5, 10))
+    assert {serve(queue).item for _ in range(5)} == set(range(5))
+
+
 @given(st.lists(st.tuples(st.integers(0, 4), st.floats(0.01, 60.0), st.integers(0, 3)), max_size=150), st.randoms())
 @settings(max_examples=150, deadline=None)
 def test_nobody_waits_longer_than_the_bound(arrivals: list[tuple[int, float, int]], rng: random.Random) -> None:
