@@ -219,7 +219,7 @@ PROOFS = {
         {"constructor", "exact", "simp", "try", "ring"},
     ),
     "patterns bind": (
-        "by\n  obtain ⟨x₁, hx_1⟩ := exists_nat_gt 2\n  rcases lt_or_ge a b with h_l | h_g\n  all_goals exact h_l.ne hx_1",
+        "by\n  obtain ⟨x₁, hx_1⟩ := exists_nat_gt 2\n  rcases lt_or_ge a b with h_l | h_g\n  all_goals exact h_l.ne 1",
         {"exists_nat_gt", "lt_or_ge"},
         {"obtain", "rcases", "all_goals", "exact"},
     ),
