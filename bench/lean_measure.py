@@ -21,6 +21,7 @@ from msgspec.structs import replace
 from bench.lean_arrivals import BURST, Arrival, CheckOne, Outcome, drive, summary
 from bench.lean_kimina import Kimina
 from bench.lean_trace import INSTANT, LIMIT_S, SHORT, Check
+from fd_async.config.schema import Verifier as VerifierTable
 from fd_async.errors import VerifierError
 from fd_async.telemetry.lag import LoopLag
 from fd_async.types import Verdict
@@ -30,6 +31,7 @@ from fd_async.verifier.judge import Judge
 from fd_async.verifier.reconstruct import Rebuilt
 from fd_async.verifier.repl import ReplSpec, clean_environment
 from fd_async.verifier.repl_backend import ReplBackend, open_repl_backend
+from fd_async.verifier.sandbox import Limits
 from fd_async.verifier.verifier import Verifier
 from tests.fakes import repl_trace
 
@@ -107,7 +109,7 @@ def simulated_cpu_seconds(clocks: Path) -> Callable[..., float | None]:
 @asynccontextmanager
 async def open_ours(setup: Setup, header: str, workers: int) -> AsyncIterator[ReplBackend]:
     """Start the real backend on stand-ins and wait until all workers are up, as a run is after its first seconds."""
-    spec = ReplSpec(argv=setup.repl_argv, env=clean_environment())
+    spec = ReplSpec(argv=setup.repl_argv, env=clean_environment(), limits=Limits(nice=VerifierTable().nice))
     async with open_repl_backend(
         spec,
         name="repl",
