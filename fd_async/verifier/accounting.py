@@ -154,8 +154,8 @@ def question(names: Sequence[str], nonce: str, *, resolve: bool) -> str:
     let name : Lean.Name := parts.foldl Lean.Name.mkStr Lean.Name.anonymous
     let fulls : _root_.List Lean.Name := {full}
     for full in fulls do
-      if let _root_.Option.some (Lean.ConstantInfo.thmInfo _) := env.find? full then
-        found := found.push (_root_.toString full)
+      if let Option.some (Lean.ConstantInfo.thmInfo _) := env.find? full then
+        found := found.push full.toString
   let line : _root_.String := _root_.String.intercalate " " found.toList
   Lean.logInfo m!"{{line}}\""""
 

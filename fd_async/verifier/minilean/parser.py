@@ -320,7 +320,7 @@ def _lark() -> Lark:
     global _LARK
     if _LARK is None:
         grammar = resources.files("fd_async.verifier.minilean").joinpath("grammar.lark").read_text(encoding="utf-8")
-        # The tables are most of a start. Lark keeps them under the grammar's hash, or builds them where it cannot write.
+        # Tables are most of a start. Lark keeps them under the grammar's hash; it builds them where it cannot write.
         tables = str(Path(__file__).parent / "__pycache__" / "grammar.tables")
         _LARK = Lark(grammar, parser="lalr", lexer=_GivenTokens, start="command", maybe_placeholders=True, cache=tables)
     return _LARK
