@@ -11,10 +11,11 @@ from anyio import CancelScope
 
 from fd_async.errors import VerifierError
 from fd_async.verifier.repl import HeaderRejected, ReplDesync, ReplProcess, open_repl
-from fd_async.verifier.workers import BACKOFF_S, Workers
+from fd_async.verifier.workers import Workers
 
 CLOSED = "the verifier is closed"
-_STARTS = 3
+_STARTS = 5
+_PAUSE_S = 0.1
 
 
 class FreshProcesses:
@@ -74,7 +75,7 @@ class FreshProcesses:
                 self._workers.counts["failed_starts"] += 1
                 if tries == _STARTS:
                     raise VerifierError(f"a fresh verifier worker did not start in {tries} tries: {error}") from error
-            await anyio.sleep(BACKOFF_S[tries - 1])
+            await anyio.sleep(_PAUSE_S * 2 ** (tries - 1))
         raise AssertionError
 
     def close(self) -> None:

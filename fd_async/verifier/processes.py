@@ -78,8 +78,11 @@ def kill_tree(pid: int) -> None:
     It is stopped first: a stopped parent neither forks nor reaps, so no pid below it can be another process's. What
     lost its parent before and left the session is not found; only the sandbox ends that.
     """
-    stop_tree(pid)
-    _signal_tree(pid, signal.SIGKILL)
+    members = _signal_tree(pid, signal.SIGSTOP)  # found before the first dies, which would orphan the others
+    kill_group(pid)
+    for member in members:
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(member, signal.SIGKILL)
     _kill_session(pid)
 
 
@@ -100,7 +103,7 @@ def _kill_session(leader: int) -> None:
                         os.kill(int(name), signal.SIGKILL)
 
 
-def _signal_tree(pid: int, number: signal.Signals) -> None:
+def _signal_tree(pid: int, number: signal.Signals) -> set[int]:
     members: set[int] = set()
     while True:
         if not members:
@@ -108,10 +111,10 @@ def _signal_tree(pid: int, number: signal.Signals) -> None:
                 os.killpg(pid, number)
         new = [member for member in process_tree(pid) if member not in members]
         if not new:
-            return
+            return members
         for member in new:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(member, number)
         members.update(new)
         if number != signal.SIGSTOP:
-            return
+            return members

@@ -79,7 +79,7 @@ class Workers:
         del self._rejected[header]
 
     async def first_outcome(self) -> None:
-        """Wait until one process is up; raises PreflightError when the first to finish its start failed."""
+        """Wait until one process is up; raises PreflightError when the header is refused or no start succeeds."""
         await self._first.wait()
         if self._first_error is not None:
             raise PreflightError(f"the verifier does not start: {self._first_error}") from self._first_error
@@ -142,14 +142,14 @@ class Workers:
         self.counts["failed_starts"] += 1
         self._failures[header] += 1
         self._push_back(header)
-        if not self._first.is_set():
-            self._first_error = error
-            self._first.set()
         _log.warning("a verifier worker did not start", worker=slot.number, error=str(error))
         up = any(other.repl is not None and other.header == header for other in self.slots)
         if isinstance(error, HeaderRejected):
             self._rejected[header] = (error, current_time())
         if isinstance(error, HeaderRejected) or (not up and self._failures[header] >= _GIVE_UP_AFTER_STARTS):
+            if not self._first.is_set():
+                self._first_error = error
+                self._first.set()
             self._owner.give_up(header, error)
             slot.header = self._default_header
             if header != self._default_header:

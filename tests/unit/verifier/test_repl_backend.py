@@ -106,7 +106,7 @@ async def test_a_fresh_worker_that_does_not_start_is_not_held_against_the_input(
     marker = tmp_path / "once"
     script = f"[ -e {marker} ] && exit 3; : > {marker}; exec {sys.executable} -S -E {FAKE_REPL}"
     async with backend_of("/bin/sh", "-c", script) as backend:
-        with pytest.raises(VerifierError, match=r"fresh verifier worker did not start in 3 tries.*exit code 3"):
+        with pytest.raises(VerifierError, match=r"fresh verifier worker did not start in 5 tries.*exit code 3"):
             await backend.run(request("fake_die"))
 
 
