@@ -20,7 +20,7 @@ from fd_async.data.statements import read_statements
 from fd_async.policy.local import LocalEngine
 from fd_async.rollouts import RolloutRunner
 from fd_async.types import Completion, Ticket
-from fd_async.verifier.search import open_search
+from fd_async.verifier.tools.search import open_search
 from fd_async.verifier.verifier import open_verifier
 
 

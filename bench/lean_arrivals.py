@@ -68,21 +68,14 @@ async def drive(names: Sequence[str], check_one: CheckOne, arrival: Arrival, thi
     return outcomes
 
 
-def summary(outcomes: Sequence[Outcome], work_s: Sequence[float], workers: int) -> dict[str, Any]:
-    """Return times and waits, seconds; a check's wait is all but its own seconds `work_s`, whatever it was spent on.
-
-    `sustained_share` is the share of the workers' time that went into checks until the last one began: what an endless
-    stream of such checks would see, without the end, at which a few long ones leave the other workers idle.
-    """
+def summary(outcomes: Sequence[Outcome], work_s: Sequence[float]) -> dict[str, Any]:
+    """Return times and waits, seconds; a check's wait is all but its own seconds `work_s`, whatever it was spent on."""
     waits = sorted(max(0.0, o.finished_s - o.submitted_s - work_s[o.number]) for o in outcomes)
     finished = sorted(o.finished_s for o in outcomes)
     wall = finished[-1]
-    last_began = max(o.finished_s - work_s[o.number] for o in outcomes)
-    done = sum(max(0.0, work_s[o.number] - max(0.0, o.finished_s - last_began)) for o in outcomes)
     return {
         "wall_s": wall,
         "checks_per_s": len(outcomes) / wall,
-        "sustained_share": done / (workers * last_began),
         "half_done_s": finished[len(finished) // 2],
         "nine_tenths_done_s": finished[len(finished) * 9 // 10],
         "queue_wait_p50_s": waits[len(waits) // 2],

@@ -25,7 +25,7 @@ from msgspec import Struct
 
 from bench.lean_arrivals import Arrival, Outcome, drive
 from bench.lean_trace import LIMIT_S, Check
-from fd_async.verifier.processes import cpu_seconds
+from fd_async.verifier.repl.tree import cpu_seconds
 
 WAYS = ("inside", "verify", "check", "client")
 """Its pool from inside; one snippet per request to `/verify` or `/api/check`; batches as its own client makes them."""

@@ -28,10 +28,10 @@ from fd_async.types import Verdict
 from fd_async.verifier.accounting import Accountant
 from fd_async.verifier.backend import CheckTimeout, LeanBackend, LeanRequest
 from fd_async.verifier.judge import Judge
-from fd_async.verifier.reconstruct import Rebuilt
-from fd_async.verifier.repl import ReplSpec, clean_environment
-from fd_async.verifier.repl_backend import ReplBackend, open_repl_backend
-from fd_async.verifier.sandbox import Limits
+from fd_async.verifier.repl.backend import ReplBackend, open_repl_backend
+from fd_async.verifier.repl.process import ReplSpec, clean_environment
+from fd_async.verifier.sandbox.room import Limits
+from fd_async.verifier.source.reconstruct import Rebuilt
 from fd_async.verifier.verifier import Verifier
 from tests.fakes import repl_trace
 
@@ -156,13 +156,13 @@ class NoAccounting(Accountant):
         return verdict
 
 
-def judged(checks: Sequence[Check], *, whole: bool) -> Driver:
-    """Climb our ladder: gate, reconstruction, probe. `whole` is all that a run does: cache and accounting too."""
+def judged(checks: Sequence[Check], *, cache: bool, accounting: bool = False) -> Driver:
+    """Climb our ladder: gate, reconstruction, probe; with the cache of verdicts and the accounting where asked."""
 
     def driver(backend: ReplBackend) -> CheckOne:
-        accountant = Accountant() if whole else NoAccounting()
+        accountant = Accountant() if accounting else NoAccounting()
         judge = Judge(backend, checks[0].header, AXIOMS, 2400, accountant=accountant)
-        ask = Verifier(judge).check if whole else judge.judge
+        ask = Verifier(judge).check if cache else judge.judge
 
         async def check_one(number: int) -> str:
             check = checks[number]
@@ -216,7 +216,7 @@ def row(
     result = {
         "system": system,
         "load": load,
-        **summary(outcomes, [check.work_s * setup.scale for check in checks], setup.workers),
+        **summary(outcomes, [check.work_s * setup.scale for check in checks]),
         **costs,
         "lost": len(checks) - len(numbers),
         "num_wrong": len(wrong),

@@ -7,17 +7,17 @@ distribution take their place, and `trace` says so.
 `share_of_ideal` is `ideal_s` / `wall_s`, where `ideal_s` = max(sum of the seconds / workers, longest check): the floor
 under every schedule, even one that knows all seconds beforehand (`ideal_lpt_s`: longest first). The seconds of a check
 end at the deadline of 60 s under which the trace was recorded. Every time is multiplied by `--scale`, the overheads of
-the systems are not: the nearer to 1, the more honest. `sustained_share` leaves out the end of the run, at which a few
-long checks hold it up.
+the systems are not: the nearer to 1, the more honest.
 
 With `--kimina CHECKOUT` the same checks go through a Kimina Lean Server, unmodified, with as many REPLs, all started
-beforehand on both sides, and the same deadline. `vs_kimina` compares pool with pool: all checks submitted at once, its
-best way of use, accepted where Lean reports neither error nor sorry, our judge and our cache left out. The others:
-`_no_cache` with our judge, `_cache` with everything that a run does (cache, and the accounting, which elaborates
-accepted proofs again), `_two_headers` where every second statement needs another import, `_as_many_processes` with
-REPLs in place of our spares, `_rollouts` where callers think between their checks (time until nine tenths are done,
-because one caller's six timeouts decide when all are). Kimina answers HTTP 500 where a REPL's line is longer than
-64 KiB: `kimina_failed` of the checks, counted as done. To repeat it:
+beforehand on both sides, and the same deadline; all checks are submitted at once, and Kimina's best way of use counts.
+Our spares hold stopped processes: at most `--workers` compute at a time on either side (`peak_computing`). Throughput
+ratios: `vs_kimina` with judge and cache of verdicts, `_no_cache` with the judge alone, `_pool_alone` without either
+(accepted where Lean reports neither error nor sorry, as Kimina's client does), `_accounted` with the accounting of
+lemmas as well, which elaborates accepted proofs again, `_two_headers` where every second statement needs another
+import, `_rollouts` where callers think between their checks (time until nine tenths are done, because one caller's six
+timeouts decide when all are). Kimina answers HTTP 500 where a REPL's line is longer than 64 KiB: `kimina_failed` of the
+checks, counted as done. To repeat it:
 
     git clone https://github.com/project-numina/kimina-lean-server && cd kimina-lean-server
     python -m venv .venv && .venv/bin/pip install -r requirements.txt && .venv/bin/prisma generate
@@ -54,10 +54,10 @@ from bench.lean_measure import (
     simulated_cpu_seconds,
 )
 from bench.lean_trace import LIMIT_S, Check, bounds, entries_of, load_checks, with_second_header
-from fd_async.verifier import repl_backend
+from fd_async.verifier.repl import backend as repl_backend
 from tests.fakes import repl_trace
 
-LOADS = ("backlog", "judged", "verifier", "rollouts", "two_headers")
+LOADS = ("backlog", "judged", "cached", "accounted", "rollouts", "two_headers")
 
 
 def loads_of(checks: Sequence[Check]) -> dict[str, tuple[Sequence[Check], Driver, Arrival]]:
@@ -65,8 +65,9 @@ def loads_of(checks: Sequence[Check]) -> dict[str, tuple[Sequence[Check], Driver
     mixed = with_second_header(checks)
     return {
         "backlog": (checks, plain(checks), "backlog"),
-        "judged": (checks, judged(checks, whole=False), "backlog"),
-        "verifier": (checks, judged(checks, whole=True), "backlog"),
+        "judged": (checks, judged(checks, cache=False), "backlog"),
+        "cached": (checks, judged(checks, cache=True), "backlog"),
+        "accounted": (checks, judged(checks, cache=True, accounting=True), "backlog"),
         "rollouts": (checks, plain(checks), "rollouts"),
         "two_headers": (mixed, plain(mixed), "backlog"),
     }
@@ -89,8 +90,6 @@ async def compare(
             if best is None or rows[-1]["wall_s"] < theirs["backlog"]["wall_s"]:
                 best, theirs["backlog"] = way, rows[-1]
         more = {load: setup.workers for load in ("rollouts", "two_headers") if load in loads and load in options.loads}
-        if setup.spares:
-            more["as_many_processes"] = setup.workers + setup.spares
         for load, repls in more.items():
             these, _, arrival = loads.get(load, loads["backlog"])
             way = "verify" if best == "client" else best or "inside"
@@ -104,22 +103,20 @@ def _figures(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
     backlog, kimina = ours["backlog"], theirs.get("backlog", {})
     figures: dict[str, Any] = {
         "wall_s": backlog["wall_s"],
-        "sustained_share": backlog["sustained_share"],
         "queue_wait_p50_s": backlog["queue_wait_p50_s"],
         "queue_wait_p95_s": backlog["queue_wait_p95_s"],
         "equal_verdicts": not any(r["num_wrong"] or r["lost"] for r in (*ours.values(), *theirs.values())),
         "kimina_failed": kimina.get("num_failed"),
         "kimina_wall_s": kimina.get("wall_s"),
-        "kimina_sustained_share": kimina.get("sustained_share"),
         "kimina_queue_wait_p50_s": kimina.get("queue_wait_p50_s"),
         "kimina_queue_wait_p95_s": kimina.get("queue_wait_p95_s"),
     }
     pairs = {
-        "vs_kimina": ("backlog", "backlog", "wall_s"),
+        "vs_kimina": ("cached", "backlog", "wall_s"),
         "vs_kimina_no_cache": ("judged", "backlog", "wall_s"),
-        "vs_kimina_cache": ("verifier", "backlog", "wall_s"),
+        "vs_kimina_pool_alone": ("backlog", "backlog", "wall_s"),
+        "vs_kimina_accounted": ("accounted", "backlog", "wall_s"),
         "vs_kimina_two_headers": ("two_headers", "two_headers", "wall_s"),
-        "vs_kimina_as_many_processes": ("backlog", "as_many_processes", "wall_s"),
         "vs_kimina_rollouts": ("rollouts", "rollouts", "nine_tenths_done_s"),
         "vs_kimina_rollouts_wait_p95": ("rollouts", "rollouts", "queue_wait_p95_s"),
     }
@@ -176,7 +173,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="smaller sizes, the same keys, at most 60 s on 2 cores")
     parser.add_argument("--workers", type=int, help="32, or 16 with --quick")
-    parser.add_argument("--spares", type=int, default=4, help="verifier.spares; 0 leaves none")
+    parser.add_argument("--spares", type=int, help="verifier.spares; as many as workers by default")
     parser.add_argument("--first-budget-s", type=float, default=8.0, help="verifier.first_budget_s, before scaling")
     parser.add_argument("--scale", type=float, help="factor on all times; 60 x scale must be whole seconds")
     parser.add_argument("--limit", type=int, help="only the first checks of the trace")
@@ -190,6 +187,7 @@ def parse() -> argparse.Namespace:
     options.loads = ["backlog", *(load for load in options.loads if load != "backlog")]
     options.scale = options.scale or (1 / 30 if options.quick else 0.5)
     options.workers = options.workers or (16 if options.quick else 32)
+    options.spares = options.workers if options.spares is None else options.spares
     options.limit = options.limit or (732 if options.quick else None)
     if options.kimina and not shutil.which(options.kimina_python):
         parser.error(f"--kimina-python {options.kimina_python}: no such program")

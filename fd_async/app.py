@@ -40,8 +40,8 @@ from fd_async.telemetry.logs import setup_logging
 from fd_async.telemetry.progress import Progress, is_live, make_progress
 from fd_async.telemetry.sinks import MetricsFile, replace_file
 from fd_async.types import Rollout, Statement
-from fd_async.verifier.schemas import TOOL_SCHEMAS
-from fd_async.verifier.search import open_search
+from fd_async.verifier.tools.schemas import TOOL_SCHEMAS
+from fd_async.verifier.tools.search import open_search
 from fd_async.verifier.verifier import open_verifier
 
 log = structlog.get_logger(__name__)

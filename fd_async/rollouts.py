@@ -26,8 +26,8 @@ from fd_async.errors import AlignmentError, EngineDied, EngineError, PushFailed,
 from fd_async.policy.engine import Engine
 from fd_async.rendering import Renderer
 from fd_async.types import Completion, EndReason, Rollout, Ticket, ToolResult, Turn, Verdict, VersionSpan
-from fd_async.verifier.search import Search
-from fd_async.verifier.toolbox import Toolbox
+from fd_async.verifier.tools.search import Search
+from fd_async.verifier.tools.toolbox import Toolbox
 from fd_async.verifier.verifier import Verifier
 
 StageListener = Callable[[str], None]

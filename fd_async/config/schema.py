@@ -135,17 +135,20 @@ class Verifier(Table, frozen=True):
     import_timeout_s: Annotated[float, _d("Deadline of a worker's start and import, seconds.", gt=0)] = 180.0
     spares: Annotated[
         int,
-        _d("Processes beyond `verifier.workers`: ready to replace a broken one, or holding a check set aside.", ge=0),
-    ] = 4
+        _d(
+            "Processes beyond `verifier.workers`: ready to replace a broken one, or holding a long check that is stopped.",
+            ge=0,
+        ),
+    ] = 32
     first_budget_s: Annotated[
         float, _d("A check that runs longer is set aside while shorter ones wait and a spare is ready; 0: never.", ge=0)
     ] = 8.0
     starts_at_once: Annotated[int, _d("Workers that may load their header at the same time.", gt=0)] = 4
     max_uses: Annotated[int, _d("Checks before a worker is replaced.", gt=0)] = 500
     max_age_s: Annotated[float, _d("Age at which an idle worker is replaced, seconds; 0: never.", ge=0)] = 3600.0
-    recycle_gib: Annotated[
-        float, _d("Memory of its own at which an idle worker is replaced, GiB; 0: never.", ge=0)
-    ] = 4.0
+    recycle_gib: Annotated[float, _d("Memory of its own at which an idle worker is replaced, GiB; 0: never.", ge=0)] = (
+        4.0
+    )
     resident_limit_gib: Annotated[
         float, _d("Memory of its own at which a worker is killed during a check, GiB; 0 sets no limit.", ge=0)
     ] = 8.0

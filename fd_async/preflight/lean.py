@@ -108,10 +108,10 @@ def _sandbox(config: RunConfig) -> Iterator[Finding]:
         advice = "a proof that escapes the gate can do what you can; set verifier.sandbox = 'bubblewrap'"
         yield Finding("note", "sandbox", "none: verifier.sandbox = 'unsandboxed'", advice)
         return
-    from fd_async.verifier.sandbox import Room
-    from fd_async.verifier.sandbox_probe import probe_sandbox
+    from fd_async.verifier.sandbox.probe import probe_sandbox
+    from fd_async.verifier.sandbox.room import Room
 
-    problem = probe_sandbox(Room(read=()))
+    problem = probe_sandbox(Room(read=tuple(table.sandbox_read)))
     if problem is None:
         yield Finding("ok", "sandbox", "bubblewrap, tried from inside")
     elif table.sandbox == "bubblewrap_if_it_works":

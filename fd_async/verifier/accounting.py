@@ -26,10 +26,10 @@ from msgspec.structs import replace
 from fd_async.errors import VerifierError
 from fd_async.types import Verdict
 from fd_async.verifier.backend import CheckFailed, LeanBackend, LeanRequest
-from fd_async.verifier.lexer import LexError, lex
 from fd_async.verifier.messages import Message
-from fd_async.verifier.names import TextUse, scan
-from fd_async.verifier.reconstruct import Rebuilt
+from fd_async.verifier.source.lexer import LexError, lex
+from fd_async.verifier.source.names import TextUse, scan
+from fd_async.verifier.source.reconstruct import Rebuilt
 
 MAX_TREE_S = 15.0
 """A proof that took longer is not elaborated a second time for the sake of a count."""

@@ -31,13 +31,13 @@ from fd_async.verifier.backend import (
     LeanRequest,
 )
 from fd_async.verifier.canaries import Canary
-from fd_async.verifier.lexer import LexError, Token, lex
 from fd_async.verifier.messages import UNSUPPORTED, cut, read_axioms, render_messages
-from fd_async.verifier.reconstruct import Goal, Rebuilt, StatementError, read_statement, rebuild
-from fd_async.verifier.source_gate import Violation, inspect_source
+from fd_async.verifier.source.gate import Violation, inspect_source
+from fd_async.verifier.source.lexer import LexError, Token, lex
+from fd_async.verifier.source.reconstruct import Goal, Rebuilt, StatementError, read_statement, rebuild
 
 _T = TypeVar("_T")
-MAX_CODE_CHARS = 200_000
+MAX_CODE_CHARS = 64_000
 _LONG_CHARS = 4_000
 """Texts longer than this are worked on in a thread, so that the event loop never waits for them."""
 
@@ -143,7 +143,8 @@ class Judge:
         if errors:
             if any(rebuilt.is_statement(error.pos.line) for error in errors):
                 await self._demand_statement(goal, verdict.header)
-            unsupported = all(error.data.startswith(UNSUPPORTED) for error in errors)
+            known = self.backend.name == "minilean"  # on a real Lean a proof could say so itself
+            unsupported = known and all(error.data.startswith(UNSUPPORTED) for error in errors)
             return verdict.make("unsupported" if unsupported else "failed", _one_line(errors[0].data), output)
         if prepared.believe_probe:
             return await self._read_probe(answer, probe_name, goal, verdict, output)

@@ -19,9 +19,9 @@ from typing import Any
 
 from fd_async.config.schema import Verifier as VerifierTable
 from fd_async.errors import PreflightError
-from fd_async.verifier.repl import ReplSpec, clean_environment
-from fd_async.verifier.sandbox import Limits, Room, find_bubblewrap, unsandboxed_wrapper
-from fd_async.verifier.sandbox_probe import probe_sandbox
+from fd_async.verifier.repl.process import ReplSpec, clean_environment
+from fd_async.verifier.sandbox.probe import probe_sandbox
+from fd_async.verifier.sandbox.room import Limits, Room, find_bubblewrap, unsandboxed_wrapper
 
 _LAKE_ENV_TIMEOUT_S = 120.0
 _THREADS = 4

@@ -18,14 +18,14 @@ from anyio import Event, to_thread
 from fd_async.config.schema import Verifier as VerifierTable
 from fd_async.errors import PreflightError, VerifierError
 from fd_async.types import Statement, Verdict
-from fd_async.verifier.audit import Audits
-from fd_async.verifier.auditors import find_auditors, first_that_works
+from fd_async.verifier.audit.auditors import find_auditors, first_that_works
+from fd_async.verifier.audit.audits import Audits
+from fd_async.verifier.audit.cold import AuditableBackend
 from fd_async.verifier.canaries import Canary, first_wrong, run_canaries
-from fd_async.verifier.cold import AuditableBackend
 from fd_async.verifier.judge import Judge, content_key
 from fd_async.verifier.locate import locate_minilean, locate_repl, lock_in
-from fd_async.verifier.repl import ReplSpec
-from fd_async.verifier.repl_backend import open_repl_backend
+from fd_async.verifier.repl.backend import open_repl_backend
+from fd_async.verifier.repl.process import ReplSpec
 
 _CACHE_SIZE = 20_000
 _log = structlog.get_logger("fd_async.verifier")
@@ -204,7 +204,7 @@ async def _open_backend(
 ) -> tuple[AbstractAsyncContextManager[AuditableBackend], ReplSpec | None]:
     """Return the backend to open, and how its workers start where they are ours."""
     if config.backend == "kimina":
-        from fd_async.verifier.kimina import open_kimina  # aiohttp is only needed here
+        from fd_async.verifier.kimina.backend import open_kimina  # aiohttp is only needed here
 
         return open_kimina(config), None
     if config.backend == "minilean":

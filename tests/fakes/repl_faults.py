@@ -9,7 +9,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from fd_async.types import VerdictKind
-from fd_async.verifier.repl import ReplDesync, ReplExited, ReplFailure, ReplTimeout
+from fd_async.verifier.repl.process import ReplDesync, ReplExited, ReplFailure, ReplTimeout
 
 
 class Fault(Struct, frozen=True):

@@ -23,7 +23,7 @@ from examples.tiny.tokenizer import ASSISTANT, CHECK, RESULT_END, WROTE, build_t
 from fd_async.feedback.local import ground_truth, lean_output
 from fd_async.rendering import Renderer
 from fd_async.types import Rollout, Statement, Verdict
-from fd_async.verifier.schemas import TOOL_SCHEMAS
+from fd_async.verifier.tools.schemas import TOOL_SCHEMAS
 
 
 @pytest.fixture(autouse=True)

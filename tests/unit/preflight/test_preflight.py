@@ -203,7 +203,7 @@ def test_looking_starts_no_event_loop() -> None:
         "import sys; from pathlib import Path; from fd_async.preflight import inspect;"
         "from fd_async.config.load import load_config;"
         "inspect(load_config(Path('configs/tiny_fd.toml'), [], []));"
-        "print(*{'torch', 'vllm', 'transformers', 'aiohttp', 'fd_async.verifier.pool'} & sys.modules.keys())"
+        "print(*{'torch', 'vllm', 'transformers', 'aiohttp', 'fd_async.verifier.repl.pool'} & sys.modules.keys())"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=CHECKOUT, capture_output=True, text=True, timeout=30)
     assert (done.returncode, done.stdout, done.stderr) == (0, "\n", "")

@@ -12,7 +12,7 @@ from fd_async.errors import PreflightError
 from fd_async.rendering import FEEDBACK_INTRO, Renderer
 from fd_async.rendering.text import ZERO_WIDTH_SPACE
 from fd_async.types import Statement
-from fd_async.verifier.schemas import TOOL_SCHEMAS
+from fd_async.verifier.tools.schemas import TOOL_SCHEMAS
 from tests.fakes.chat_tokenizer import QWEN3, QWEN3_5, chat_tokenizer
 
 STATEMENT = Statement(name="t", formal_statement="theorem t {x : Nat} (h : x ∈ ({1, 2} : Set Nat)) : x < 3 :=")

@@ -17,8 +17,8 @@ from fd_async.verifier.accounting import Accountant, Unreadable, question, read_
 from fd_async.verifier.backend import CheckTimeout, LeanAnswer, LeanRequest
 from fd_async.verifier.judge import Judge, Prepared, prepare
 from fd_async.verifier.messages import Message
-from fd_async.verifier.names import scan
-from fd_async.verifier.reconstruct import Rebuilt
+from fd_async.verifier.source.names import scan
+from fd_async.verifier.source.reconstruct import Rebuilt
 from tests.unit.verifier.conftest import AXIOMS
 
 pytestmark = pytest.mark.anyio

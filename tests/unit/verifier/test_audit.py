@@ -14,17 +14,17 @@ from msgspec.structs import replace
 
 from fd_async.errors import PreflightError, VerifierError
 from fd_async.types import Statement, Verdict
-from fd_async.verifier.audit import AuditRefused, Audits, LadderAuditor
-from fd_async.verifier.auditors import find_auditors, first_that_works
+from fd_async.verifier.audit.auditors import find_auditors, first_that_works
+from fd_async.verifier.audit.audits import AuditRefused, Audits, LadderAuditor
+from fd_async.verifier.audit.cold import FreshBackend, read_messages, scratch_folder
+from fd_async.verifier.audit.program import Ended, run_program, with_folder
 from fd_async.verifier.backend import CheckCrash, CheckOutOfMemory, CheckTimeout, LeanAnswer, LeanRequest
 from fd_async.verifier.canaries import CANARIES, first_wrong, run_canaries
-from fd_async.verifier.cold import FreshBackend, read_messages, scratch_folder
 from fd_async.verifier.judge import Judge
 from fd_async.verifier.messages import Message
-from fd_async.verifier.program import Ended, run_program, with_folder
-from fd_async.verifier.repl import ReplSpec
-from fd_async.verifier.sandbox import Room, find_bubblewrap
-from fd_async.verifier.sandbox_probe import probe_sandbox
+from fd_async.verifier.repl.process import ReplSpec
+from fd_async.verifier.sandbox.probe import probe_sandbox
+from fd_async.verifier.sandbox.room import Room, find_bubblewrap
 from fd_async.verifier.verifier import open_verifier
 from tests.fakes import lean_tools, repl_poisoned
 from tests.unit.verifier.conftest import AXIOMS, STATEMENT, ScriptedLean, fake_config, proof

@@ -16,7 +16,8 @@ import pytest
 from fd_async.errors import VerifierError
 from fd_async.types import Statement, Verdict
 from fd_async.verifier.backend import LeanAnswer, LeanRequest
-from fd_async.verifier.repl import (
+from fd_async.verifier.repl.backend import open_repl_backend
+from fd_async.verifier.repl.process import (
     HeaderRejected,
     ReplDesync,
     ReplExited,
@@ -26,9 +27,8 @@ from fd_async.verifier.repl import (
     clean_environment,
     open_repl,
 )
-from fd_async.verifier.repl_backend import open_repl_backend
-from fd_async.verifier.sandbox import Limits
-from fd_async.verifier.syscalls import filter_path
+from fd_async.verifier.sandbox.room import Limits
+from fd_async.verifier.sandbox.syscalls import filter_path
 from fd_async.verifier.verifier import Verifier, open_verifier
 from tests.fakes.repl_faults import (
     AFTERWARDS,

@@ -123,6 +123,7 @@ async def test_unsupported_is_a_kind_of_its_own() -> None:
     """The small checker's gaps are not counted as failed proofs, unless there is a real error as well."""
 
     class Small(ScriptedLean):
+        name = "minilean"
         extra: list[Message] = []  # noqa: RUF012  one per test
 
         async def run(self, request: LeanRequest) -> LeanAnswer:
@@ -134,6 +135,8 @@ async def test_unsupported_is_a_kind_of_its_own() -> None:
     assert (await judge.judge(proof("simp"), STATEMENT)).kind == "unsupported"
     backend.extra = [Message("unknown identifier 'x'", "error", Position(3, 0))]
     assert (await judge.judge(proof("simp"), STATEMENT)).kind == "failed"
+    backend.extra, backend.name = [], "repl"
+    assert (await judge.judge(proof("simp"), STATEMENT)).kind == "failed", "on a real Lean a proof can say so itself"
 
 
 async def test_the_output_never_exceeds_the_models_budget() -> None:

@@ -14,9 +14,10 @@ import msgspec
 import pytest
 
 from fd_async.errors import PreflightError, VerifierError
-from fd_async.verifier import kimina, kimina_http
 from fd_async.verifier.backend import CheckTimeout, LeanRequest
-from fd_async.verifier.kimina import KiminaBackend, open_kimina
+from fd_async.verifier.kimina import backend as kimina
+from fd_async.verifier.kimina import wire as kimina_http
+from fd_async.verifier.kimina.backend import KiminaBackend, open_kimina
 from fd_async.verifier.verifier import Verifier, open_verifier
 from tests.fakes.repl_kimina import FakeKimina, Plan, serve_kimina
 from tests.unit.verifier.conftest import STATEMENT, fake_config, proof

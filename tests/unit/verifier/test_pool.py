@@ -15,11 +15,11 @@ import anyio.lowlevel
 import pytest
 
 from fd_async.errors import PreflightError, VerifierError
-from fd_async.verifier import upkeep
-from fd_async.verifier.pool import ReplPool, open_pool
-from fd_async.verifier.repl import ReplDesync, ReplExited, ReplSpec, ReplTimeout, clean_environment
-from fd_async.verifier.sandbox import unsandboxed_wrapper
-from fd_async.verifier.upkeep import PoolSettings
+from fd_async.verifier.repl import upkeep
+from fd_async.verifier.repl.pool import ReplPool, open_pool
+from fd_async.verifier.repl.process import ReplDesync, ReplExited, ReplSpec, ReplTimeout, clean_environment
+from fd_async.verifier.repl.upkeep import PoolSettings
+from fd_async.verifier.sandbox.room import unsandboxed_wrapper
 from tests.unit.verifier.conftest import FAKE_REPL
 
 pytestmark = pytest.mark.anyio
@@ -254,6 +254,29 @@ async def test_a_long_check_is_set_aside_for_a_short_one_and_finishes() -> None:
             tasks.start_soon(short)
         assert done == ["short", "long"]
         assert pool.statistics()["set_aside"] >= 1
+        assert pool.statistics()["restarts"] == 0
+        await until(lambda: gauges(pool) == (0, 0, 0, 2))
+
+
+async def test_long_checks_take_turns_and_advance_together() -> None:
+    """Where nobody else waits, the stopped check that ran least goes on in place of the one that ran most."""
+    async with pool_of(1, spares=1, first_budget_s=0.1) as pool:
+        await until(lambda: pool.statistics()["idle"] == 2)
+        steps = [0, 0]
+        when_one_ended: list[int] = []
+
+        async def long(which: int) -> None:
+            async with pool.lease("") as repl:
+                for number in range(16):
+                    await repl.command(f"theorem t{number} : p := fake_slow", env=0, timeout_s=10)
+                    steps[which] += 1
+            when_one_ended.append(min(steps))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(long, 0)
+            tasks.start_soon(long, 1)
+        assert when_one_ended[0] >= 8, "the other had done nothing much yet"
+        assert pool.statistics()["set_aside"] >= 3
         assert pool.statistics()["restarts"] == 0
         await until(lambda: gauges(pool) == (0, 0, 0, 2))
 

@@ -10,9 +10,9 @@ import structlog
 
 from fd_async.errors import VerifierError
 from fd_async.types import Statement, Verdict, VerdictKind
-from fd_async.verifier.audit import Audits, LadderAuditor
+from fd_async.verifier.audit.audits import Audits, LadderAuditor
+from fd_async.verifier.audit.cold import FreshBackend
 from fd_async.verifier.backend import CheckCrash, CheckOutOfMemory, CheckTimeout, LeanAnswer, LeanRequest
-from fd_async.verifier.cold import FreshBackend
 from fd_async.verifier.judge import MAX_CODE_CHARS, Judge, sha256
 from fd_async.verifier.messages import UNSUPPORTED, Message, Position
 from tests.unit.verifier.conftest import AXIOMS, STATEMENT, ScriptedLean, proof
@@ -24,6 +24,8 @@ HEADER = "open Nat"
 
 class Lean(ScriptedLean):
     """The scripted Lean, which can also break, and whose fresh processes refuse everything."""
+
+    name = "minilean"  # the only one that may call a feature unsupported
 
     async def run(self, request: LeanRequest) -> LeanAnswer:
         for word, error in {
@@ -69,7 +71,7 @@ CASES: list[tuple[VerdictKind, str, Statement]] = [
 
 def complete(verdict: Verdict, code: str) -> bool:
     """Say whether a verdict carries all that is promised."""
-    assert (verdict.backend, verdict.toolchain) == ("scripted", "none")
+    assert (verdict.backend, verdict.toolchain) == ("minilean", "none")
     assert (verdict.header_hash, verdict.file_hash) == (sha256(HEADER), sha256(code))
     assert verdict.seconds > 0.0
     assert (verdict.reason == "") == verdict.is_proved

@@ -6,7 +6,7 @@ import pytest
 
 from fd_async.types import Statement, Verdict
 from fd_async.verifier.judge import prepare
-from fd_async.verifier.reconstruct import Goal, Rebuilt, StatementError, read_statement
+from fd_async.verifier.source.reconstruct import Goal, Rebuilt, StatementError, read_statement
 from tests.unit.verifier.conftest import STATEMENT
 
 

@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from fd_async.errors import VerifierError
-from fd_async.verifier.repl import (
+from fd_async.verifier.repl.process import (
     HeaderRejected,
     ReplDesync,
     ReplExited,
@@ -21,7 +21,7 @@ from fd_async.verifier.repl import (
     clean_environment,
     open_repl,
 )
-from fd_async.verifier.sandbox import Limits
+from fd_async.verifier.sandbox.room import Limits
 from tests.unit.verifier.conftest import FAKE_REPL
 
 pytestmark = pytest.mark.anyio

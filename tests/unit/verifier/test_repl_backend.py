@@ -13,9 +13,9 @@ import pytest
 
 from fd_async.errors import VerifierError
 from fd_async.verifier.backend import CheckTimeout, LeanRequest
-from fd_async.verifier.processes import cpu_seconds, own_bytes, process_tree
-from fd_async.verifier.repl import ReplSpec, clean_environment, open_repl
-from fd_async.verifier.repl_backend import ReplBackend, open_repl_backend
+from fd_async.verifier.repl.backend import ReplBackend, open_repl_backend
+from fd_async.verifier.repl.process import ReplSpec, clean_environment, open_repl
+from fd_async.verifier.repl.tree import cpu_seconds, own_bytes, process_tree
 from tests.unit.verifier.conftest import FAKE_REPL
 
 pytestmark = pytest.mark.anyio

@@ -20,12 +20,12 @@ import structlog
 
 from fd_async.config.schema import Verifier as VerifierTable
 from fd_async.errors import PreflightError
-from fd_async.verifier import sandbox
 from fd_async.verifier.locate import locate_minilean, lock_in
-from fd_async.verifier.repl import open_repl
-from fd_async.verifier.sandbox import Limits, Room, launch_argv, signal_or_code, unsandboxed_wrapper
-from fd_async.verifier.sandbox_probe import probe_sandbox
-from fd_async.verifier.syscalls import machine
+from fd_async.verifier.repl.process import open_repl
+from fd_async.verifier.sandbox import room as sandbox
+from fd_async.verifier.sandbox.probe import probe_sandbox
+from fd_async.verifier.sandbox.room import Limits, Room, launch_argv, signal_or_code, unsandboxed_wrapper
+from fd_async.verifier.sandbox.syscalls import machine
 
 needs_filter = pytest.mark.skipif(not machine(), reason="there is no filter of system calls for this machine")
 
@@ -332,7 +332,7 @@ def test_a_sandbox_that_does_not_hold_ends_the_start(
 
 def test_a_missing_bubblewrap_ends_the_start_unless_minilean_may_do_without(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the small checker, which runs no foreign code, and only where the config says so."""
-    monkeypatch.setattr("fd_async.verifier.sandbox_probe.find_bubblewrap", lambda: None)
+    monkeypatch.setattr("fd_async.verifier.sandbox.probe.find_bubblewrap", lambda: None)
     log: Any = structlog.testing.CapturingLogger()
     for config in (table(), table(backend="repl", sandbox="bubblewrap_if_it_works")):
         with pytest.raises(PreflightError, match=r"bubblewrap \(`bwrap`\) is not installed.*apt"):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fd_async.verifier.schedule import AGE_SHARE, USES_BEFORE_TURN, Costs, FairQueue, Ticket, choose_turn
+from fd_async.verifier.repl.schedule import AGE_SHARE, USES_BEFORE_TURN, Costs, FairQueue, Ticket, choose_turn
 
 PLACES = ("a", "b", "c")
 

@@ -12,7 +12,7 @@ import anyio
 import pytest
 
 from fd_async.errors import PreflightError, VerifierError
-from fd_async.verifier.search import Search, open_search
+from fd_async.verifier.tools.search import Search, open_search
 from tests.unit.verifier.conftest import fake_config
 
 pytestmark = pytest.mark.anyio

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from fd_async.types import Statement, Verdict
 from fd_async.verifier.judge import prepare
-from fd_async.verifier.lexer import LexError, lex
-from fd_async.verifier.reconstruct import read_statement
-from fd_async.verifier.source_gate import FORBIDDEN_COMMANDS
+from fd_async.verifier.source.gate import FORBIDDEN_COMMANDS
+from fd_async.verifier.source.lexer import LexError, lex
+from fd_async.verifier.source.reconstruct import read_statement
 from tests.unit.verifier.conftest import STATEMENT
 from tests.unit.verifier.reference_lexer import words_in_code
 
@@ -126,6 +126,6 @@ def test_words_in_comments_and_strings_are_no_code() -> None:
 )
 def test_long_files_of_one_kind_end_in_a_verdict(unit: str) -> None:
     """As long as a file may be, and as monotonous: no recursion, and no work that grows with the square."""
-    text = f"{STATEMENT.formal_statement.removesuffix('sorry')}x {unit * (100_000 // len(unit))}"
+    text = f"{STATEMENT.formal_statement.removesuffix('sorry')}x {unit * (60_000 // len(unit))}"
     result = prepare(text, STATEMENT, "")
     assert isinstance(result, Verdict) == (unit not in ("a ", "#s + ", "'a'", "1 ", "-- \n", "let ", "theorem a ", '"'))

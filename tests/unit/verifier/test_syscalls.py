@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from fd_async.verifier.syscalls import filter_path, filter_program, machine
+from fd_async.verifier.sandbox.syscalls import filter_path, filter_program, machine
 
 ALLOW, EPERM, ENOSYS, KILL = 0x7FFF0000, 0x00050001, 0x00050026, 0x80000000
 ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}

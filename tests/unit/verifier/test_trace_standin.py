@@ -11,7 +11,7 @@ import anyio
 import pytest
 
 from fd_async.verifier.messages import read_axioms
-from fd_async.verifier.repl import ReplExited, ReplSpec, ReplTimeout, clean_environment, open_repl
+from fd_async.verifier.repl.process import ReplExited, ReplSpec, ReplTimeout, clean_environment, open_repl
 from tests.fakes import repl_trace
 from tests.fakes.repl_trace import CLOCK, Entry, message
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fd_async.verifier.messages import decode_answer
-from fd_async.verifier.repl import ReplExited, ReplSpec, clean_environment, open_repl
+from fd_async.verifier.repl.process import ReplExited, ReplSpec, clean_environment, open_repl
 from tests.fakes.repl_faulty import program
 from tests.fakes.repl_replay import RENUMBER, after_header, recorded
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from fd_async.types import Statement, ToolCall
-from fd_async.verifier.search import Search
-from fd_async.verifier.toolbox import Toolbox
+from fd_async.verifier.tools.search import Search
+from fd_async.verifier.tools.toolbox import Toolbox
 from fd_async.verifier.verifier import open_verifier
 from tests.unit.verifier.conftest import STATEMENT, fake_config, proof
 

@@ -22,11 +22,11 @@ from anyio import Event, current_time
 
 from fd_async.errors import VerifierError
 from fd_async.verifier.backend import CheckTimeout
-from fd_async.verifier.fresh import CLOSED, FreshProcesses
-from fd_async.verifier.repl import ReplDesync, ReplProcess, ReplSpec, ReplTimeout
-from fd_async.verifier.schedule import Costs, FairQueue, Ticket, choose_turn
-from fd_async.verifier.upkeep import PoolSettings, keep_fit
-from fd_async.verifier.workers import Slot, Workers
+from fd_async.verifier.repl.fresh import CLOSED, FreshProcesses
+from fd_async.verifier.repl.process import ReplDesync, ReplProcess, ReplSpec, ReplTimeout
+from fd_async.verifier.repl.schedule import Costs, FairQueue, Ticket, choose_turn
+from fd_async.verifier.repl.upkeep import PoolSettings, keep_fit
+from fd_async.verifier.repl.workers import Slot, Workers
 
 _MAX_TICK_S = 0.25
 _WAITS_KEPT = 1024
@@ -230,16 +230,35 @@ class ReplPool:
         """Stop checks that had their budget while others could begin in a spare process."""
         while self._settings.first_budget_s and len(self._parked) < self._settings.spares:
             if not any(self._queue.waiting(header) for header in self._idle):
-                return
+                break
             over, slot = 0.0, None
             for other, check in self._running.items():
                 if other.repl is not None and other.repl.is_answering:
                     excess = other.repl.running_s - check.resumed_s - check.budget_s
                     over, slot = (excess, other) if excess > over else (over, slot)
             if slot is None:
-                return
+                break
             self._park(slot)
             self._dispatch()
+        self._take_turns()
+
+    def _take_turns(self) -> None:
+        """Let the stopped check that ran least go on in place of the running one that ran most.
+
+        So long checks advance together, and those that use their whole time end together instead of one after another.
+        """
+        while self._parked and len(self._running) >= self._settings.workers:
+            stopped = min(self._parked, key=lambda slot: _ran_s(slot, self._parked[slot]))
+            running = [slot for slot in self._running if slot.repl is not None and slot.repl.is_answering]
+            slot = max(running, key=lambda slot: _ran_s(slot, self._running[slot]), default=None)
+            if slot is None:
+                return
+            check = self._parked[stopped]
+            if _ran_s(slot, self._running[slot]) < _ran_s(stopped, check) + self._settings.first_budget_s:
+                return
+            self._park(slot)
+            check.budget_s /= 2  # a turn is no new budget
+            self._go_on(check, stopped)
 
     def _park(self, slot: Slot) -> None:
         check, repl = self._running.pop(slot), slot.repl
@@ -358,6 +377,11 @@ class ReplPool:
         self._counts["recycled"] += is_worn
         self._remove_idle(slot)
         self.workers.retire(slot)
+
+
+def _ran_s(slot: Slot, check: _Check) -> float:
+    """Return the running seconds of a check until now."""
+    return slot.repl.running_s - check.began_s if slot.repl is not None else 0.0
 
 
 @asynccontextmanager

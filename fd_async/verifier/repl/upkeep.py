@@ -8,9 +8,9 @@ from typing import Protocol
 import anyio
 from anyio import CapacityLimiter, current_time, to_thread
 
-from fd_async.verifier.processes import own_bytes
-from fd_async.verifier.repl import ReplProcess
-from fd_async.verifier.workers import Slot, Workers
+from fd_async.verifier.repl.process import ReplProcess
+from fd_async.verifier.repl.tree import own_bytes
+from fd_async.verifier.repl.workers import Slot, Workers
 
 SAMPLE_S = 1.0
 _GIB = 1 << 30

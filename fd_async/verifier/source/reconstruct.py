@@ -13,8 +13,8 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from fd_async.types import Statement
-from fd_async.verifier.lexer import LexError, Token, lex
-from fd_async.verifier.source_gate import CLOSING, MODIFIERS, OPENING, Gate, Violation
+from fd_async.verifier.source.gate import CLOSING, MODIFIERS, OPENING, Gate, Violation
+from fd_async.verifier.source.lexer import LexError, Token, lex
 
 
 class StatementError(ValueError):

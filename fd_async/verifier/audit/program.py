@@ -16,9 +16,9 @@ from anyio import CancelScope
 from anyio.abc import ByteReceiveStream, Process
 
 from fd_async.errors import VerifierError
-from fd_async.verifier.processes import kill_group, kill_tree
-from fd_async.verifier.repl import ReplSpec
-from fd_async.verifier.sandbox import signal_or_code
+from fd_async.verifier.repl.process import ReplSpec
+from fd_async.verifier.repl.tree import kill_group, kill_tree
+from fd_async.verifier.sandbox.room import signal_or_code
 
 _BEFORE_READ_ONLY = "--remount-ro"
 _REAP_S = 10.0

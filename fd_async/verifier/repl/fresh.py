@@ -10,8 +10,8 @@ import anyio
 from anyio import CancelScope
 
 from fd_async.errors import VerifierError
-from fd_async.verifier.repl import HeaderRejected, ReplDesync, ReplProcess, open_repl
-from fd_async.verifier.workers import Workers
+from fd_async.verifier.repl.process import HeaderRejected, ReplDesync, ReplProcess, open_repl
+from fd_async.verifier.repl.workers import Workers
 
 CLOSED = "the verifier is closed"
 _STARTS = 5

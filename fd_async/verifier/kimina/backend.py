@@ -29,7 +29,7 @@ from msgspec.structs import replace
 from fd_async.config.schema import Verifier as VerifierTable
 from fd_async.errors import PreflightError, VerifierError
 from fd_async.verifier.backend import CheckTimeout, LeanAnswer, LeanRequest
-from fd_async.verifier.kimina_http import Busy, Check, Desync, Result, Wire
+from fd_async.verifier.kimina.wire import Busy, Check, Desync, Result, Wire
 from fd_async.verifier.messages import Message, Position, read_axioms
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 10.0

@@ -24,11 +24,11 @@ from anyio import to_thread
 
 from fd_async.errors import PreflightError, VerifierError
 from fd_async.types import Statement
-from fd_async.verifier.audit import AuditRefused, LadderAuditor
-from fd_async.verifier.cold import scratch_folder
+from fd_async.verifier.audit.audits import AuditRefused, LadderAuditor
+from fd_async.verifier.audit.cold import scratch_folder
+from fd_async.verifier.audit.program import Ended, run_program, with_folder
 from fd_async.verifier.judge import Prepared, prepare
-from fd_async.verifier.program import Ended, run_program, with_folder
-from fd_async.verifier.repl import ReplSpec
+from fd_async.verifier.repl.process import ReplSpec
 
 _PROGRAMS = {"comparator": "", "lean4export": "COMPARATOR_LEAN4EXPORT", "landrun": "COMPARATOR_LANDRUN"}
 """Program -> the variable by which the comparator is told where it is."""

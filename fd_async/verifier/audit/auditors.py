@@ -14,12 +14,12 @@ from typing import Any
 
 from fd_async.config.schema import Verifier as VerifierTable
 from fd_async.errors import PreflightError, VerifierError
-from fd_async.verifier.audit import Auditor, AuditRefused, LadderAuditor
+from fd_async.verifier.audit.audits import Auditor, AuditRefused, LadderAuditor
+from fd_async.verifier.audit.cold import AuditableBackend, FreshBackend, ReplayBackend, ReplaySpec
+from fd_async.verifier.audit.comparator import ComparatorAuditor, ComparatorSpec, find_comparator
 from fd_async.verifier.canaries import CANARIES
-from fd_async.verifier.cold import AuditableBackend, FreshBackend, ReplayBackend, ReplaySpec
-from fd_async.verifier.comparator import ComparatorAuditor, ComparatorSpec, find_comparator
 from fd_async.verifier.judge import Judge
-from fd_async.verifier.repl import ReplSpec
+from fd_async.verifier.repl.process import ReplSpec
 
 
 def find_auditors(

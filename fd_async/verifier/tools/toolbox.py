@@ -20,8 +20,8 @@ from fd_async.errors import VerifierError
 from fd_async.types import Statement, ToolCall, ToolResult, Verdict
 from fd_async.verifier.judge import MAX_CODE_CHARS
 from fd_async.verifier.messages import cut
-from fd_async.verifier.schemas import TOOL_SCHEMAS
-from fd_async.verifier.search import Search
+from fd_async.verifier.tools.schemas import TOOL_SCHEMAS
+from fd_async.verifier.tools.search import Search
 from fd_async.verifier.verifier import Verifier
 
 _NAME = re.compile(r"[A-Za-z0-9_]{1,64}\.lean")

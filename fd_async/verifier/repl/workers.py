@@ -16,7 +16,7 @@ import structlog
 from anyio import Event, current_time
 
 from fd_async.errors import PreflightError, VerifierError
-from fd_async.verifier.repl import HeaderRejected, ReplProcess, ReplSpec, open_repl
+from fd_async.verifier.repl.process import HeaderRejected, ReplProcess, ReplSpec, open_repl
 
 BACKOFF_S = (0.1, 1.0, 5.0, 15.0, 30.0)
 _GIVE_UP_AFTER_STARTS = 3

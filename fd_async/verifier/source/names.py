@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 from msgspec import Struct
 
-from fd_async.verifier.lexer import Token, lex
-from fd_async.verifier.reconstruct import Rebuilt
+from fd_async.verifier.source.lexer import Token, lex
+from fd_async.verifier.source.reconstruct import Rebuilt
 
 
 def _words(text: str) -> frozenset[str]:

@@ -18,7 +18,8 @@ from contextlib import asynccontextmanager
 import msgspec
 from anyio import CancelScope, to_thread
 
-from fd_async.verifier.launch import (
+from fd_async.verifier.messages import Answer, decode_answer
+from fd_async.verifier.repl.launch import (
     HeaderRejected,
     ReplDesync,
     ReplExited,
@@ -31,9 +32,8 @@ from fd_async.verifier.launch import (
     reap,
     start_process,
 )
-from fd_async.verifier.messages import Answer, decode_answer
-from fd_async.verifier.processes import continue_tree, kill_group, kill_tree, process_tree, stop_tree
-from fd_async.verifier.sandbox import signal_or_code
+from fd_async.verifier.repl.tree import continue_tree, kill_group, kill_tree, process_tree, stop_tree
+from fd_async.verifier.sandbox.room import signal_or_code
 
 _BLOCK_END = re.compile(rb"\r?\n[ \t]*\r?\n")
 _STDERR_TAIL_BYTES = 4096

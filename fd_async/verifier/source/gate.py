@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from fd_async.verifier.lexer import Token
+from fd_async.verifier.source.lexer import Token
 
 
 def _words(text: str) -> frozenset[str]:

@@ -23,11 +23,11 @@ from anyio import CancelScope, current_time, to_thread
 from msgspec import Struct
 
 from fd_async.errors import VerifierError
-from fd_async.verifier.audit import AuditRefused
+from fd_async.verifier.audit.audits import AuditRefused
+from fd_async.verifier.audit.program import Ended, run_program, with_folder
 from fd_async.verifier.backend import CheckTimeout, LeanAnswer, LeanBackend, LeanRequest
 from fd_async.verifier.messages import Message, Position
-from fd_async.verifier.program import Ended, run_program, with_folder
-from fd_async.verifier.repl import ReplSpec
+from fd_async.verifier.repl.process import ReplSpec
 
 _FOUND = "found a problem in"
 """What `leanchecker` says of a declaration that its kernel refuses; anything else it says is about itself."""

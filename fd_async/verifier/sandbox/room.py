@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fd_async.errors import PreflightError
-from fd_async.verifier.syscalls import filter_path, machine
+from fd_async.verifier.sandbox.syscalls import filter_path, machine
 
 SCRATCH = "/tmp"
 """Where the sandbox has its private folder in memory."""

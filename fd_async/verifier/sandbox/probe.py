@@ -21,7 +21,7 @@ from pathlib import Path
 import msgspec
 
 from fd_async.errors import PreflightError
-from fd_async.verifier.sandbox import SCRATCH, Limits, Room, find_bubblewrap, launch_argv
+from fd_async.verifier.sandbox.room import SCRATCH, Limits, Room, find_bubblewrap, launch_argv
 
 _TIMEOUT_S = 20.0
 _INSTALL = "install bubblewrap 0.7 or newer (apt, dnf, apk and pacman call it `bubblewrap`)."

@@ -16,9 +16,8 @@ from anyio import current_time
 from fd_async.errors import VerifierError
 from fd_async.verifier.backend import CheckCrash, CheckOutOfMemory, CheckTimeout, LeanAnswer, LeanRequest
 from fd_async.verifier.messages import Answer
-from fd_async.verifier.pool import ReplPool, open_pool
-from fd_async.verifier.processes import cpu_seconds
-from fd_async.verifier.repl import (
+from fd_async.verifier.repl.pool import ReplPool, open_pool
+from fd_async.verifier.repl.process import (
     HeaderRejected,
     ReplDesync,
     ReplExited,
@@ -27,7 +26,8 @@ from fd_async.verifier.repl import (
     ReplSpec,
     ReplTimeout,
 )
-from fd_async.verifier.upkeep import PoolSettings
+from fd_async.verifier.repl.tree import cpu_seconds
+from fd_async.verifier.repl.upkeep import PoolSettings
 
 _IDLE_SHARE = 0.5
 _RETRIES_AT_ONCE = 2

@@ -24,7 +24,7 @@ from anyio import CancelScope, fail_after
 
 from fd_async.config.schema import Verifier as VerifierTable
 from fd_async.errors import PreflightError, VerifierError
-from fd_async.verifier.sandbox import Limits, launch_argv, unsandboxed_wrapper
+from fd_async.verifier.sandbox.room import Limits, launch_argv, unsandboxed_wrapper
 
 _ARGV = [
     "--no-config",

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import anyio
 
 from fd_async.errors import VerifierError
-from fd_async.verifier.sandbox import Limits, Room, launch_argv
+from fd_async.verifier.sandbox.room import Limits, Room, launch_argv
 
 _PASSED_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "ELAN_HOME", "LD_LIBRARY_PATH", "PYTHONPATH")
 

@@ -1,0 +1,1 @@
+"""The cold audit of accepted proofs."""

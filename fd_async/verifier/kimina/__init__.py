@@ -1,0 +1,1 @@
+"""Lean on a Kimina Lean Server."""

@@ -1,0 +1,1 @@
+"""How workers are locked in, and the probe that tries to get out."""
