@@ -24,7 +24,7 @@ from examples.tiny.statements import SEED
 from examples.tiny.tokenizer import build_tokenizer
 from fd_async.rendering import INSTRUCTION, Renderer
 from fd_async.types import Statement
-from fd_async.verifier.schemas import TOOL_SCHEMAS
+from fd_async.verifier.tools.schemas import TOOL_SCHEMAS
 
 MODEL = Path(__file__).parent / "model"
 STEPS = 1300

@@ -21,7 +21,7 @@ from examples.tiny.hints import worked_example
 from examples.tiny.statements import Row, make_world
 from fd_async.rendering import Renderer
 from fd_async.types import Statement
-from fd_async.verifier.schemas import TOOL_SCHEMAS
+from fd_async.verifier.tools.schemas import TOOL_SCHEMAS
 
 LINEAR = {"linear_nat", "linear_int", "closed", "nat_le_trans"}
 Judge = Callable[[Row, str], str]

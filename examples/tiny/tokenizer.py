@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from fd_async.rendering import FEEDBACK_INTRO, INSTRUCTION
 from fd_async.rendering.renderer import INSTRUCTION_END
-from fd_async.verifier.schemas import TOOL_SCHEMAS
+from fd_async.verifier.tools.schemas import TOOL_SCHEMAS
 
 FILE_NAME = "proof.lean"
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
