@@ -5,6 +5,7 @@ Parts open in the order of how soon they can fail and close in reverse: ledger, 
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import itertools
 import shutil
@@ -117,6 +118,8 @@ async def run_experiment(
             stack.push_async_callback(metrics.aclose)
             progress.message(f"running {run_dir.name}: step {step} of {config.run.max_steps}")
             probe_ids = (parts.renderer.student_prompt(train[0]) * 4)[:PROBE_TOKENS]
+            gc.collect()
+            gc.freeze()  # torch, vLLM and the data stay for good; walking them again and again would block the loop
             controller = Controller(parts, state, metrics=metrics, config_hash=config_hash, probe_ids=probe_ids)
             code = await controller.run()
     finally:
