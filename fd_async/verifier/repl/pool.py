@@ -15,38 +15,21 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Hashable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field
 
 import anyio
-from anyio import Event, current_time
+from anyio import current_time
 
 from fd_async.errors import VerifierError
 from fd_async.verifier.backend import CheckTimeout
+from fd_async.verifier.repl.check import Check
 from fd_async.verifier.repl.fresh import CLOSED, FreshProcesses
 from fd_async.verifier.repl.process import ReplDesync, ReplProcess, ReplSpec, ReplTimeout
-from fd_async.verifier.repl.schedule import Costs, FairQueue, Ticket, choose_turn
+from fd_async.verifier.repl.schedule import Costs, FairQueue, choose_turn
 from fd_async.verifier.repl.upkeep import PoolSettings, keep_fit
 from fd_async.verifier.repl.workers import Slot, Workers
 
 _MAX_TICK_S = 0.25
 _WAITS_KEPT = 1024
-
-
-@dataclass(eq=False)
-class _Check:
-    """A caller: in the queue, running, or set aside. It waits until `slot` or `error` is there."""
-
-    since: float
-    caller: str
-    cost_key: str
-    event: Event = field(default_factory=Event)
-    slot: Slot | None = None
-    error: VerifierError | None = None
-    ticket: Ticket[_Check] | None = None
-    began_s: float = 0.0
-    """`running_s` of its process when it began, and when it last went on."""
-    resumed_s: float = 0.0
-    budget_s: float = 0.0
 
 
 class ReplPool:
@@ -62,10 +45,10 @@ class ReplPool:
             header=settings.default_header,
         )
         self._costs = Costs()
-        self._queue: FairQueue[_Check] = FairQueue(self._predict)
+        self._queue: FairQueue[Check] = FairQueue(self._predict)
         self._idle: dict[str, dict[Slot, None]] = {}
-        self._running: dict[Slot, _Check] = {}
-        self._parked: dict[Slot, _Check] = {}
+        self._running: dict[Slot, Check] = {}
+        self._parked: dict[Slot, Check] = {}
         self.is_closed = False
         self._distrusted_at = float("-inf")
         self._counts: Counter[str] = Counter()
@@ -141,11 +124,11 @@ class ReplPool:
             self.give_up(header, VerifierError(CLOSED))
         self._fresh.close()
 
-    async def _acquire(self, header: str, caller: str, cost_key: str) -> _Check:
+    async def _acquire(self, header: str, caller: str, cost_key: str) -> Check:
         if self.is_closed:
             raise VerifierError(CLOSED)
         self.workers.demand_accepted(header)
-        check = _Check(current_time(), caller, cost_key, budget_s=self._settings.first_budget_s)
+        check = Check(current_time(), caller, cost_key, budget_s=self._settings.first_budget_s)
         slot = self._take_idle(header) if len(self._running) < self._settings.workers else None
         if slot is not None:
             self._begin(check, slot)
@@ -170,11 +153,11 @@ class ReplPool:
             )
         return check
 
-    def _predict(self, check: _Check) -> float:
+    def _predict(self, check: Check) -> float:
         """Seconds that a waiting check will take; of one that was set aside nothing new is known."""
         return self._costs.predict(check.cost_key) if check.slot is None else 0.0
 
-    def _begin(self, check: _Check, slot: Slot) -> None:
+    def _begin(self, check: Check, slot: Slot) -> None:
         assert slot.repl is not None
         self._running[slot] = check
         self._waits.append(current_time() - check.since)
@@ -182,7 +165,7 @@ class ReplPool:
         check.slot = slot
         check.event.set()
 
-    def _release(self, check: _Check, slot: Slot, repl: ReplProcess) -> None:
+    def _release(self, check: Check, slot: Slot, repl: ReplProcess) -> None:
         """Take back a process, whether its check was running or set aside."""
         if self._parked.pop(slot, None) is not None:
             assert check.ticket is not None
@@ -216,7 +199,7 @@ class ReplPool:
                 self._queue.grant(ticket)
                 self._begin(check, slot)
 
-    def _go_on(self, check: _Check, slot: Slot) -> None:
+    def _go_on(self, check: Check, slot: Slot) -> None:
         assert check.ticket is not None
         assert slot.repl is not None
         self._queue.grant(check.ticket)
@@ -233,9 +216,8 @@ class ReplPool:
                 break
             over, slot = 0.0, None
             for other, check in self._running.items():
-                if other.repl is not None and other.repl.is_answering:
-                    excess = other.repl.running_s - check.resumed_s - check.budget_s
-                    over, slot = (excess, other) if excess > over else (over, slot)
+                if _is_answering(other) and check.over_s > over:
+                    over, slot = check.over_s, other
             if slot is None:
                 break
             self._park(slot)
@@ -248,13 +230,9 @@ class ReplPool:
         So long checks advance together, and those that use their whole time end together instead of one after another.
         """
         while self._parked and len(self._running) >= self._settings.workers:
-            stopped = min(self._parked, key=lambda slot: _ran_s(slot, self._parked[slot]))
-            running = [slot for slot in self._running if slot.repl is not None and slot.repl.is_answering]
-            slot = max(running, key=lambda slot: _ran_s(slot, self._running[slot]), default=None)
-            if slot is None:
-                return
-            check = self._parked[stopped]
-            if _ran_s(slot, self._running[slot]) < _ran_s(stopped, check) + self._settings.first_budget_s:
+            stopped, check = min(self._parked.items(), key=lambda item: item[1].ran_s)
+            slot = max(filter(_is_answering, self._running), key=lambda slot: self._running[slot].ran_s, default=None)
+            if slot is None or self._running[slot].ran_s < check.ran_s + self._settings.first_budget_s:
                 return
             self._park(slot)
             check.budget_s /= 2  # a turn is no new budget
@@ -264,7 +242,7 @@ class ReplPool:
         check, repl = self._running.pop(slot), slot.repl
         assert repl is not None
         repl.pause()
-        ran = repl.running_s - check.began_s
+        ran = check.ran_s
         if check.ticket is not None:
             self._queue.settle(check.ticket, repl.running_s - check.resumed_s)
         remainder = min(max(ran, self._costs.predict(check.cost_key) - ran), repl.left_s)
@@ -379,9 +357,8 @@ class ReplPool:
         self.workers.retire(slot)
 
 
-def _ran_s(slot: Slot, check: _Check) -> float:
-    """Return the running seconds of a check until now."""
-    return slot.repl.running_s - check.began_s if slot.repl is not None else 0.0
+def _is_answering(slot: Slot) -> bool:
+    return slot.repl is not None and slot.repl.is_answering
 
 
 @asynccontextmanager
