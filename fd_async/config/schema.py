@@ -136,7 +136,7 @@ class Verifier(Table, frozen=True):
     spares: Annotated[
         int,
         _d(
-            "Processes beyond `verifier.workers`: ready to replace a broken one, or holding a long check that is stopped.",
+            "Processes beyond `verifier.workers`: ready to replace a broken one, or holding a stopped check.",
             ge=0,
         ),
     ] = 32
