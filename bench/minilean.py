@@ -175,7 +175,7 @@ def startup_s(times: int) -> float:
 async def check_seconds(count: int) -> list[float]:
     """Seconds of each check of the tiny world's proofs, one at a time, through the verifier."""
     rows = [msgspec.json.decode(line, type=Statement) for line in _TINY.read_bytes().splitlines()[:count]]
-    table = VerifierTable(backend="minilean", workers=1, sandbox="bubblewrap_if_it_works", audit="off")
+    table = VerifierTable(backend="minilean", workers=1, spares=0, sandbox="bubblewrap_if_it_works", audit="off")
     seconds = []
     async with open_verifier(table, output_chars=2000) as verifier:
         for row in rows:

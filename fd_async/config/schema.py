@@ -136,10 +136,11 @@ class Verifier(Table, frozen=True):
     spares: Annotated[
         int,
         _d(
-            "Processes beyond `verifier.workers`: ready to replace a broken one, or holding a stopped check.",
-            ge=0,
+            "Processes beyond `verifier.workers`: ready to replace a broken one, or holding a stopped check; "
+            "-1: as many as workers.",
+            ge=-1,
         ),
-    ] = 32
+    ] = -1
     first_budget_s: Annotated[
         float, _d("A check that runs longer is set aside while shorter ones wait and a spare is ready; 0: never.", ge=0)
     ] = 8.0

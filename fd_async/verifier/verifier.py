@@ -209,6 +209,9 @@ async def _open_backend(
         return open_kimina(config), None
     if config.backend == "minilean":
         log.warning("minilean judges proofs, not Lean: the tiny world's small checker of a fragment of core Lean 4")
+        from fd_async.verifier.minilean.parser import warm_up  # the other backends do not need the parser
+
+        await to_thread.run_sync(warm_up)  # leaves its tables on disk, which workers in the sandbox can only read
         spec, toolchain = locate_minilean(config)
     else:
         spec, toolchain = await to_thread.run_sync(locate_repl, config)
@@ -223,7 +226,7 @@ async def _open_backend(
         max_uses=config.max_uses,
         queue_timeout_s=config.queue_timeout_s,
         check_timeout_s=config.check_timeout_s,
-        spares=config.spares,
+        spares=config.workers if config.spares < 0 else config.spares,
         first_budget_s=config.first_budget_s,
         starts_at_once=config.starts_at_once,
         max_age_s=config.max_age_s,

@@ -1,7 +1,7 @@
 """Lean through local REPL processes: retries what was not the input's fault, and finds out what was.
 
-A worker that dies, hangs without computing or loses step gets its input tried once more, alone in a fresh process.
-Only what happens twice is held against the input.
+A worker that dies, hangs without computing or loses step gets its input tried again, alone in a fresh process. Only
+what happens in two processes that nobody used before is held against the input.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import structlog
 from anyio import current_time
 
 from fd_async.errors import VerifierError
-from fd_async.verifier.backend import CheckCrash, CheckOutOfMemory, CheckTimeout, LeanAnswer, LeanRequest
+from fd_async.verifier.backend import CheckCrash, CheckFailed, CheckOutOfMemory, CheckTimeout, LeanAnswer, LeanRequest
 from fd_async.verifier.messages import Answer
 from fd_async.verifier.repl.pool import ReplPool, open_pool
 from fd_async.verifier.repl.process import (
@@ -50,27 +50,27 @@ class ReplBackend:
         return self._pool.statistics()
 
     async def run(self, request: LeanRequest) -> LeanAnswer:
-        """Compile on a worker; once more, alone, when the worker broke."""
-        asked = current_time()
+        """Compile on a worker; when the worker broke, alone in fresh ones until the input is cleared or to blame."""
+        against, asked = 0, current_time()
         try:
             async with self._pool.lease(request.header, caller=request.caller, cost_key=request.cost_key) as repl:
+                against = 1 if repl.uses == 0 else 0  # a used worker may die of what an earlier file left in it
                 return await self._compile(repl, request, asked)
-        except ReplFailure as error:
-            _log.info("a check broke its worker; it is tried once more in a fresh one", cause=str(error))
-        asked = current_time()
-        try:
-            async with self._pool.fresh(request.header) as repl:
-                return await self._compile(repl, request, asked, is_second=True)
         except HeaderRejected:
             raise
-        except ReplExited as error:
-            if error.returncode in _FOREIGN_SIGNALS:
-                raise VerifierError(f"the verifier worker was stopped from outside: {error}") from error
-            if error.is_out_of_memory or error.returncode == -signal.SIGKILL:
-                raise CheckOutOfMemory(f"out of memory, twice: {error}") from error
-            raise CheckCrash(f"Lean crashed on it twice: {error}") from error
-        except ReplDesync as error:
-            raise CheckCrash(f"it broke the protocol of two workers: {error}") from error
+        except ReplFailure as error:
+            _log.info("a check broke its worker; it is tried again in a fresh one", cause=str(error))
+        while True:
+            against, asked = against + 1, current_time()
+            try:
+                async with self._pool.fresh(request.header) as repl:
+                    return await self._compile(repl, request, asked, is_last=against == 2)
+            except HeaderRejected:
+                raise
+            except ReplFailure as error:
+                if against == 2:
+                    raise _held_against_the_input(error) from error
+                _log.info("a check broke a fresh worker; it is tried once more", cause=str(error))
 
     def distrust(self) -> None:
         """Use none of the present processes for another check."""
@@ -85,10 +85,10 @@ class ReplBackend:
         """
         asked = current_time()
         async with self._pool.fresh(request.header) as repl:
-            return await self._compile(repl, request, asked, is_second=True)
+            return await self._compile(repl, request, asked, is_last=True)
 
     async def _compile(
-        self, repl: ReplProcess, request: LeanRequest, asked: float, *, is_second: bool = False
+        self, repl: ReplProcess, request: LeanRequest, asked: float, *, is_last: bool = False
     ) -> LeanAnswer:
         """Run body and probe within one deadline; a timeout counts when the worker really computed.
 
@@ -105,7 +105,7 @@ class ReplBackend:
         except ReplTimeout as error:
             cpu_after = cpu_seconds(repl.pid)
             computed = None if cpu_before is None or cpu_after is None else cpu_after - cpu_before
-            if computed is not None and computed < _IDLE_SHARE * self._check_timeout_s and not is_second:
+            if computed is not None and computed < _IDLE_SHARE * self._check_timeout_s and not is_last:
                 raise
             raise CheckTimeout(f"not finished within verifier.check_timeout_s = {self._check_timeout_s:g}") from error
         seconds = repl.running_s - began_s
@@ -127,6 +127,19 @@ class ReplBackend:
             repl.broken = True
             raise ReplDesync(f"the REPL refused the request: {answer.message[:300]}")
         return answer
+
+
+def _held_against_the_input(error: ReplFailure) -> CheckFailed | VerifierError:
+    """Say what an input did that broke two fresh processes, or that it was not the input."""
+    if isinstance(error, ReplExited):
+        if error.returncode in _FOREIGN_SIGNALS:
+            return VerifierError(f"the verifier worker was stopped from outside: {error}")
+        if error.is_out_of_memory or error.returncode == -signal.SIGKILL:
+            return CheckOutOfMemory(f"out of memory, twice: {error}")
+        return CheckCrash(f"Lean crashed on it twice: {error}")
+    if isinstance(error, ReplDesync):
+        return CheckCrash(f"it broke the protocol of two workers: {error}")
+    return VerifierError(str(error))
 
 
 @asynccontextmanager

@@ -32,6 +32,7 @@ def fake_config(**changes: Any) -> VerifierTable:
         "backend": "repl",
         "command": [sys.executable, "-S", "-E", FAKE_REPL],
         "workers": 1,
+        "spares": 1,
         "check_timeout_s": 5.0,
         "queue_timeout_s": 10.0,
         "import_timeout_s": 10.0,

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,7 @@ import structlog
 
 from fd_async.errors import PreflightError
 from fd_async.verifier.locate import locate_repl, read_toolchain
+from fd_async.verifier.repl.process import ReplProcess
 from fd_async.verifier.verifier import Verifier, open_verifier
 from tests.unit.verifier.conftest import STATEMENT, fake_config, proof
 
@@ -44,7 +49,7 @@ def _deadline(marker: str) -> float:
     ],
 )
 async def test_what_happens_twice_is_held_against_the_input(marker: str, kind: str) -> None:
-    """A poison pill costs two processes, has its own verdict, and is not tried a third time."""
+    """A poison pill costs a worker and two fresh ones, has its own verdict, and is not tried again."""
     async with open_verifier(fake_config(check_timeout_s=_deadline(marker)), output_chars=500) as verifier:
         assert await kind_of(verifier, f"exact {marker}") == kind
         restarts = verifier.statistics()["restarts"]
@@ -150,3 +155,25 @@ async def test_a_worker_that_does_not_start_ends_the_preflight() -> None:
     with pytest.raises(PreflightError, match="does not start"):
         async with open_verifier(fake_config(header="import Nowhere"), output_chars=500):
             pass
+
+
+async def test_a_used_worker_that_dies_counts_against_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an earlier file left in it may have killed it: the input still has two processes of its own to break."""
+    async with open_verifier(fake_config(spares=0), output_chars=500) as verifier:
+        for number in range(4):
+            await kind_of(verifier, f"exact h{number}")
+        pool = verifier._judge.backend._pool  # type: ignore[attr-defined]
+        lease, killed = pool.lease, list[int]()
+
+        @asynccontextmanager
+        async def dying(*args: Any, **kwargs: Any) -> AsyncIterator[ReplProcess]:
+            async with lease(*args, **kwargs) as repl:
+                if repl.uses > 0:
+                    killed.append(repl.pid)
+                    os.kill(repl.pid, signal.SIGKILL)
+                yield repl
+
+        monkeypatch.setattr(pool, "lease", dying)
+        assert await kind_of(verifier, f"exact fake_once_{tmp_path / 'seen'}_ fake_exit") == "proved"
+        assert killed
+        assert await kind_of(verifier, "exact fake_exit") == "crash"
