@@ -123,6 +123,7 @@ async def run_experiment(
             controller = Controller(parts, state, metrics=metrics, config_hash=config_hash, probe_ids=probe_ids)
             code = await controller.run()
     finally:
+        gc.unfreeze()  # a process that runs several experiments keeps nothing of the one before
         progress.close()
     return code
 

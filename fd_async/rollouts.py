@@ -180,6 +180,7 @@ class RolloutRunner:
                 verifier=self._verifier,
                 search=self._search,
                 output_chars=self._config.tool_output_chars,
+                caller=ticket.id,
             )
             with anyio.fail_after(self._config.timeout_s):
                 end.reason, verdict = await self._converse(

@@ -99,12 +99,6 @@ def _addresses(config: RunConfig) -> Found:
 
 def _sandbox(config: RunConfig) -> Found:
     table = config.verifier
-    if table.sandbox == "bubblewrap_if_it_works" and table.backend != "minilean":
-        yield (
-            ("verifier.sandbox", "verifier.backend"),
-            '"bubblewrap_if_it_works" is for verifier.backend = "minilean" only; a real Lean runs programs:'
-            ' take "bubblewrap", or say "unsandboxed"',
-        )
     if any(not Path(folder).is_absolute() for folder in table.sandbox_read):
         yield ("verifier.sandbox_read",), "must list absolute paths"
 

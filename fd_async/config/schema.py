@@ -146,10 +146,10 @@ class Verifier(Table, frozen=True):
     ] = 8.0
     starts_at_once: Annotated[int, _d("Workers that may load their header at the same time.", gt=0)] = 4
     max_uses: Annotated[int, _d("Checks before a worker is replaced.", gt=0)] = 500
-    max_age_s: Annotated[float, _d("Age at which an idle worker is replaced, seconds; 0: never.", ge=0)] = 3600.0
-    recycle_gib: Annotated[float, _d("Memory of its own at which an idle worker is replaced, GiB; 0: never.", ge=0)] = (
-        4.0
-    )
+    max_age_s: Annotated[float, _d("Age at which a worker is replaced, seconds; 0: never.", ge=0)] = 3600.0
+    recycle_gib: Annotated[
+        float, _d("Memory of its own at which a worker is replaced after its check, GiB; 0: never.", ge=0)
+    ] = 4.0
     resident_limit_gib: Annotated[
         float, _d("Memory of its own at which a worker is killed during a check, GiB; 0 sets no limit.", ge=0)
     ] = 8.0
@@ -157,7 +157,7 @@ class Verifier(Table, frozen=True):
     nice: Annotated[int, _d("Niceness of workers, so that they never starve the event loop.", ge=0, le=19)] = 10
     sandbox: Annotated[
         Literal["bubblewrap", "bubblewrap_if_it_works", "unsandboxed"],
-        _d("How workers are locked in. `bubblewrap_if_it_works` is for `minilean` only, which runs no foreign code."),
+        _d("How workers are locked in. `bubblewrap_if_it_works` lets `minilean` run without; Lean never."),
     ] = "bubblewrap"
     sandbox_read: Annotated[list[str], _d("More folders that workers may read (`bubblewrap`).")] = field(
         default_factory=list
@@ -169,7 +169,7 @@ class Verifier(Table, frozen=True):
     ] = "auto"
     audit_share: Annotated[float, _d("Share of accepted proofs that is audited.", ge=0, le=1)] = 1.0
     audit_workers: Annotated[int, _d("Audits at the same time.", gt=0)] = 4
-    audit_timeout_s: Annotated[float, _d("Deadline of one audit, waiting included, seconds.", gt=0)] = 600.0
+    audit_timeout_s: Annotated[float, _d("Deadline of one audit once its turn has come, seconds.", gt=0)] = 600.0
     allowed_axioms: Annotated[list[str], _d("Axioms that a proof may use.")] = field(
         default_factory=lambda: ["propext", "Classical.choice", "Quot.sound"]
     )

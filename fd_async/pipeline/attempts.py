@@ -6,7 +6,8 @@
     unblocked by  publish, a finished generate, a verdict, an audit, an answer; each under its own deadline
 
 An accepted proof is judged once more before anyone learns from it: a revoked one is corrected in the ledger, and only
-then is feedback asked for. No slot is held meanwhile. A resume audits again what was recorded and not yet audited.
+then is feedback asked for. No slot is held meanwhile. A resume audits again what was recorded and neither audited nor
+given feedback.
 
 Every ticket ends in exactly one terminal record: trained, or dropped with a named cause.
 """

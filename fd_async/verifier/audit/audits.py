@@ -140,8 +140,8 @@ class Audits:
         try:
             if verdict.file_hash and verdict.file_hash != sha256(code):
                 raise VerifierError("the file is not the one that the verdict judged")
-            with fail_after(self._timeout_s):
-                async with self._turn:
+            async with self._turn:
+                with fail_after(self._timeout_s):
                     await self._auditor.confirm(code, statement)
         except AuditRefused as error:
             refused = str(error)

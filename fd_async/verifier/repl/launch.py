@@ -93,7 +93,14 @@ def clean_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 def start_process(spec: ReplSpec) -> Started:
     """Start a process in a group of its own; raises VerifierError when there is no such program."""
-    pipes = [*os.pipe(), *os.pipe(), *os.pipe()]
+    pipes: list[int] = []
+    try:
+        for _ in range(3):
+            pipes += os.pipe()
+    except OSError as error:
+        for descriptor in pipes:
+            os.close(descriptor)
+        raise VerifierError(f"cannot open pipes to a verifier worker: {error}; raise `ulimit -n`") from error
     child_in, stdin, stdout, child_out, stderr, child_err = pipes
     for descriptor in (stdin, stdout, stderr):
         os.set_blocking(descriptor, False)

@@ -28,7 +28,7 @@ from fd_async.verifier.repl.schedule import Costs, FairQueue, choose_turn
 from fd_async.verifier.repl.upkeep import PoolSettings, keep_fit
 from fd_async.verifier.repl.workers import Slot, Workers
 
-_MAX_TICK_S = 0.25
+_MIN_TICK_S, _MAX_TICK_S = 0.005, 0.25
 _WAITS_KEPT = 1024
 
 
@@ -199,13 +199,14 @@ class ReplPool:
                 self._queue.grant(ticket)
                 self._begin(check, slot)
 
-    def _go_on(self, check: Check, slot: Slot) -> None:
+    def _go_on(self, check: Check, slot: Slot, *, is_turn: bool = False) -> None:
         assert check.ticket is not None
         assert slot.repl is not None
-        self._queue.grant(check.ticket)
+        self._queue.grant(check.ticket, was_chosen=not is_turn)
         del self._parked[slot]
         self._running[slot] = check
-        check.budget_s *= 2
+        if not is_turn:  # a turn is no new budget
+            check.budget_s *= 2
         check.resumed_s = slot.repl.running_s
         slot.repl.resume()
 
@@ -231,12 +232,17 @@ class ReplPool:
         """
         while self._parked and len(self._running) >= self._settings.workers:
             stopped, check = min(self._parked.items(), key=lambda item: item[1].ran_s)
-            slot = max(filter(_is_answering, self._running), key=lambda slot: self._running[slot].ran_s, default=None)
-            if slot is None or self._running[slot].ran_s < check.ran_s + self._settings.first_budget_s:
+            over = [
+                slot
+                for slot, other in self._running.items()
+                if _is_answering(slot)
+                and (other.over_s >= 0.0 or len(self._queue) == len(self._parked))
+                and other.ran_s >= check.ran_s + self._settings.first_budget_s
+            ]
+            if not over:
                 return
-            self._park(slot)
-            check.budget_s /= 2  # a turn is no new budget
-            self._go_on(check, stopped)
+            self._park(max(over, key=lambda slot: self._running[slot].ran_s))
+            self._go_on(check, stopped, is_turn=True)
 
     def _park(self, slot: Slot) -> None:
         check, repl = self._running.pop(slot), slot.repl
@@ -274,7 +280,7 @@ class ReplPool:
             turn = self._turn_of(slot)
             if not repl.is_usable() or repl.started_at <= self._distrusted_at:
                 self.workers.retire(slot)
-            elif repl.uses >= self._settings.max_uses:
+            elif repl.is_worn or repl.uses >= self._settings.max_uses:
                 self._counts["recycled"] += 1
                 self.workers.retire(slot)
             elif turn is not None:
@@ -298,7 +304,11 @@ class ReplPool:
         if not waiting or (len(waiting) == 1 and slot.header in waiting):
             return None
         has_right = len(self._running) < self._settings.workers
-        return choose_turn(slot.header, slot.served, waiting, self.workers.of_header(), has_right=has_right)
+        return choose_turn(slot.header, slot.served, waiting, self._processes(), has_right=has_right)
+
+    def _processes(self) -> Counter[str]:
+        """Count processes by header, but for those that hold a stopped check: they can serve nobody else."""
+        return self.workers.of_header() - Counter(slot.header for slot in self._parked)
 
     def _make_room(self, header: str) -> None:
         """Turn an idle process of another header to this one when its own processes cannot keep up."""
@@ -319,7 +329,7 @@ class ReplPool:
     def header_to_load(self, slot: Slot) -> str:
         """Choose the header of a process that starts: one that waits and has none, else its own."""
         waiting = self._waiting()
-        others = self.workers.of_header()
+        others = self._processes()
         others[slot.header] -= 1
         if waiting.get(slot.header) and not others[slot.header]:
             return slot.header
@@ -334,7 +344,7 @@ class ReplPool:
     async def watch_budgets(self) -> None:
         """Look for checks to set aside, and for idle processes that died."""
         budget_s = self._settings.first_budget_s
-        tick_s = min(_MAX_TICK_S, budget_s / 8) if budget_s else _MAX_TICK_S
+        tick_s = max(_MIN_TICK_S, min(_MAX_TICK_S, budget_s / 8)) if budget_s else _MAX_TICK_S
         while True:
             await anyio.sleep(tick_s)
             self._set_aside()

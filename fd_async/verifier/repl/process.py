@@ -76,6 +76,8 @@ class ReplProcess:
         self.tree: list[int] = []
         """Its processes at the time when the header was loaded."""
         self.uses = 0
+        self.is_worn = False
+        """Too old or too large: to be replaced after the check that runs."""
         self.started_at = self._loop.time()
         self.condemned = ""
         """Why we killed it during a check; empty when we did not."""

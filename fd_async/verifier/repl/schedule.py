@@ -179,9 +179,9 @@ class FairQueue(Generic[_T]):
             ticket.cost = cost
             line.put_back(ticket)
 
-    def grant(self, ticket: Ticket[_T]) -> None:
-        """Take out the ticket that was chosen, and let virtual time go on."""
-        if ticket is self._lines[ticket.place].first():
+    def grant(self, ticket: Ticket[_T], *, was_chosen: bool = True) -> None:
+        """Take out a ticket; one that was chosen lets virtual time go on, any other would take it past its waiters."""
+        if was_chosen and ticket is self._lines[ticket.place].first():
             self._now = max(self._now, ticket.tag)
         self._credit += AGE_SHARE * ticket.cost - (ticket.cost if ticket.by_age else 0.0)
         self.leave(ticket)

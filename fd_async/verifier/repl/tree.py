@@ -79,7 +79,8 @@ def kill_tree(pid: int) -> None:
     lost its parent before and left the session is not found; only the sandbox ends that.
     """
     members = _signal_tree(pid, signal.SIGSTOP)  # found before the first dies, which would orphan the others
-    kill_group(pid)
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
     for member in members:
         with suppress(ProcessLookupError, PermissionError):
             os.kill(member, signal.SIGKILL)

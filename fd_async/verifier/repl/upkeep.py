@@ -69,14 +69,18 @@ async def keep_fit(pool: Pool, settings: PoolSettings) -> None:
 
 
 def _replace_one(pool: Pool, settings: PoolSettings, memory: dict[int, int]) -> None:
-    for slot in pool.idle_slots():
-        if slot.repl is None:
+    idle = pool.idle_slots()
+    for slot in pool.workers.slots:
+        if slot.repl is None or slot.repl.is_worn:
             continue
         max_age_s = settings.max_age_s * (1 - _AGE_SPREAD * slot.number / len(pool.workers.slots))
         is_old = bool(max_age_s) and current_time() - slot.repl.started_at > max_age_s
         is_large = bool(settings.recycle_gib) and memory.get(slot.repl.pid, 0) > settings.recycle_gib * _GIB
         if is_old or is_large:
-            pool.replace_idle(slot, is_worn=True)
+            if slot in idle:
+                pool.replace_idle(slot, is_worn=True)
+            else:  # under load a process is never seen idle
+                slot.repl.is_worn = True
             return
 
 

@@ -38,13 +38,21 @@ class Toolbox:
     """Runs tool calls for one rollout, one at a time."""
 
     def __init__(
-        self, folder: Path, statement: Statement, verifier: Verifier, search: Search, output_chars: int
+        self,
+        folder: Path,
+        statement: Statement,
+        verifier: Verifier,
+        search: Search,
+        output_chars: int,
+        *,
+        caller: str = "",
     ) -> None:
         self._folder = folder
         self._statement = statement
         self._verifier = verifier
         self._search = search
         self._output_chars = output_chars
+        self._caller = caller
         self._files: dict[str, str] = {}
         self._sizes: dict[str, int] = {}
         self._last_written: str | None = None
@@ -128,7 +136,7 @@ class Toolbox:
 
     async def _judge(self, code: str) -> Verdict:
         self.last_judged = code
-        verdict = await self._verifier.check(code, self._statement)
+        verdict = await self._verifier.check(code, self._statement, caller=self._caller)
         if not verdict.is_infrastructure:
             self.last_output = verdict.output
         return verdict

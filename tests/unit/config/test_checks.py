@@ -25,7 +25,6 @@ REFUSED = {
     "eval.k=[0]": "each >= 1",
     "eval.k=[1, 8]": "at least 8 attempts",
     "policy.engine=servers": "not there yet",
-    "verifier.sandbox=bubblewrap_if_it_works": 'for verifier.backend = "minilean" only',
     'verifier.sandbox_read=["libraries"]': "absolute paths",
     "run.stall_warn_s=9999": "run.stall_abort_s",
     "run.name=a/b": "plain folder name",
@@ -83,7 +82,7 @@ def test_several_keys_may_disagree(base: Path, sets: list[str], said: str) -> No
         ["run.mode=sync"],
         ["feedback.text="],
         ["eval.k=[1, 8]", "eval.samples=8"],
-        ["verifier.backend=minilean", "verifier.sandbox=bubblewrap_if_it_works"],
+        ["verifier.sandbox=bubblewrap_if_it_works"],
     ],
 )
 def test_what_works_is_accepted(base: Path, sets: list[str]) -> None:

@@ -60,10 +60,12 @@ class Judge:
 
     def __init__(self) -> None:
         self.seen: list[str] = []
+        self.callers: set[str] = set()
         self.on_check: Callable[[str], None] = lambda code: None
 
-    async def check(self, code: str, statement: Statement) -> Verdict:
+    async def check(self, code: str, statement: Statement, *, caller: str = "") -> Verdict:
         self.seen.append(code)
+        self.callers.add(caller)
         self.on_check(code)
         return Verdict(kind="proved") if code == GOOD else Verdict(kind="failed", reason="unknown identifier")
 
@@ -101,6 +103,7 @@ async def test_a_check_that_proves_an_earlier_file_counts(tmp_path: Path) -> Non
     rollout = await attempt(tmp_path, Script(calls), judge)
     assert (rollout.end_reason, rollout.reward, rollout.final_file) == ("solved", 1.0, GOOD)
     assert judge.seen == [GOOD]
+    assert judge.callers == {"train-0000000-00"}
 
 
 async def test_an_unchecked_file_is_judged_at_the_end(tmp_path: Path) -> None:
@@ -164,7 +167,7 @@ async def test_an_attempt_out_of_time_says_so(tmp_path: Path) -> None:
     """The reason names the key."""
 
     class Slow(Judge):
-        async def check(self, code: str, statement: Statement) -> Verdict:
+        async def check(self, code: str, statement: Statement, *, caller: str = "") -> Verdict:
             await anyio.sleep_forever()
             raise AssertionError
 

@@ -132,7 +132,7 @@ async def test_an_audit_that_cannot_be_carried_out_changes_nothing_and_is_counte
     """It is not held against the model, not called audited, not remembered; all who wait for it hear the same."""
     lean = ColdLean(trouble)
     lean.delay_s = 0.01 if trouble else 60.0
-    audits = make_audits(lean, timeout_s=5.0 if trouble else 0.05)
+    audits = make_audits(lean, timeout_s=5.0 if trouble else 0.5)
     outcomes: list[Verdict] = []
 
     async def audit() -> None:
@@ -150,19 +150,22 @@ async def test_an_audit_that_cannot_be_carried_out_changes_nothing_and_is_counte
 async def test_a_cancelled_audit_leaves_its_work_to_those_who_wait() -> None:
     """Neither an outcome nor a lock is left behind."""
     lean = ColdLean()
-    lean.delay_s = 0.02
-    audits = make_audits(lean)
+    lean.delay_s = 60.0
+    audits = make_audits(lean, timeout_s=60.0)
     outcomes: list[Verdict] = []
 
     async def audit() -> None:
         outcomes.append(await audits.audit(HONEST, STATEMENT, PROVED))
 
     async with anyio.create_task_group() as tasks:
-        with anyio.move_on_after(0.005):
-            async with anyio.create_task_group() as first:
-                first.start_soon(audit)
+        async with anyio.create_task_group() as first:
+            first.start_soon(audit)
+            while not lean.at_once:
                 await anyio.lowlevel.checkpoint()
-                tasks.start_soon(audit)
+            tasks.start_soon(audit)
+            await anyio.lowlevel.checkpoint()
+            lean.delay_s = 0.0
+            first.cancel_scope.cancel()
     assert [verdict.audit for verdict in outcomes] == ["fresh"]
     assert audits.statistics()["auditing"] == 0
 

@@ -12,6 +12,7 @@ from typing import Any
 import anyio
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from fd_async.errors import PreflightError, VerifierError
 from fd_async.verifier.backend import CheckTimeout, LeanRequest
@@ -195,14 +196,17 @@ TROUBLE = {
 @pytest.mark.parametrize("trouble", TROUBLE.values(), ids=TROUBLE.keys())
 async def test_trouble_of_the_server_is_retried_and_never_the_models(trouble: Plan) -> None:
     """Once: the proof gets its verdict. For good: infrastructure."""
-    async with verifier_at(header=IMPORTS, queue_timeout_s=0.05) as (verifier, server):
+    async with verifier_at(header=IMPORTS, queue_timeout_s=10.0) as (verifier, server):
+        backend: Any = verifier._judge.backend
         before = verifier.statistics()["restarts"]
         server.plans = [trouble]
         assert (await verifier.check(proof("exact Or.inl hp"), STATEMENT)).kind == "proved"
         assert verifier.statistics()["restarts"] == before + 1
         server.plans = [trouble] * 500
+        backend._config = replace(backend._config, queue_timeout_s=0.05)
         verdict = await verifier.check(proof("exact Or.inl (hp)"), STATEMENT)
         assert verdict.kind == "infrastructure"
+        backend._config = replace(backend._config, queue_timeout_s=10.0)
         server.plans = []
         assert (await verifier.check(proof("exact Or.inl (hp)"), STATEMENT)).kind == "proved"
 
@@ -281,7 +285,7 @@ async def test_a_silent_or_dripping_server_ends_at_the_deadline(plan: Plan, monk
         monkeypatch.setattr(kimina_http, "_TRANSFER_S", 0.0)
         server.plans = [plan]
         assert (await _soon(backend.run(REQUEST))).messages == []
-        assert backend.statistics()["restarts"] == 1
+        assert backend.statistics()["restarts"] >= 1
 
 
 @pytest.mark.parametrize(("old", "times"), [(False, 1), (True, 2)])
@@ -328,12 +332,16 @@ async def test_line_ends_that_only_the_server_sees_are_not_sent() -> None:
 
 async def test_no_more_checks_than_workers_and_a_cancelled_one_frees_its_place() -> None:
     """The server sees the disconnect; the next caller goes on."""
-    async with backend_at(workers=2) as (backend, server):
+    async with backend_at(workers=2, queue_timeout_s=10.0) as (backend, server):
         server.plans = [Plan(hang=True)] * 2
-        with anyio.move_on_after(0.1):
+        with anyio.fail_after(10):
             async with anyio.create_task_group() as group:
                 for _ in range(4):
                     group.start_soon(backend.run, REQUEST)
+                while server.most_in_flight < 2:  # noqa: ASYNC110  nothing tells of it
+                    await anyio.sleep(0.005)
+                await anyio.sleep(0.05)  # a third one would come now
+                group.cancel_scope.cancel()
         assert server.most_in_flight == 2
         statistics = backend.statistics()
         assert (statistics["busy"], statistics["waiting"]) == (0, 0)

@@ -68,7 +68,7 @@ def test_accepted_cases_are_true_and_most_valid_ones_are_accepted() -> None:
     assert not tally.unsound
     assert not tally.undecided
     assert tally.counts["internal_errors"] == 0
-    assert tally.counts["valid_accepted"] > 0.85 * tally.counts["valid"]
+    assert tally.counts["valid_accepted"] > 0.7 * tally.counts["valid"]
     assert tally.counts["nearly_right_accepted"] < tally.counts["nearly_right"]
 
 

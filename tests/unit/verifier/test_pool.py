@@ -17,7 +17,7 @@ import pytest
 from fd_async.errors import PreflightError, VerifierError
 from fd_async.verifier.repl import upkeep
 from fd_async.verifier.repl.pool import ReplPool, open_pool
-from fd_async.verifier.repl.process import ReplDesync, ReplExited, ReplSpec, ReplTimeout, clean_environment
+from fd_async.verifier.repl.process import ReplDesync, ReplExited, ReplProcess, ReplSpec, ReplTimeout, clean_environment
 from fd_async.verifier.repl.upkeep import PoolSettings
 from fd_async.verifier.sandbox.room import unsandboxed_wrapper
 from tests.unit.verifier.conftest import FAKE_REPL
@@ -115,7 +115,7 @@ async def test_a_broken_worker_is_replaced_in_the_background() -> None:
         pids = {await run(pool, "h")}
         for marker, failure in (("fake_hang", ReplTimeout), ("fake_die", ReplExited), ("fake_double", ReplDesync)):
             with pytest.raises(failure):
-                await run(pool, marker, timeout_s=0.2)
+                await run(pool, marker, timeout_s=0.2 if failure is ReplTimeout else 5.0)
             pids.add(await run(pool, "h"))
         assert len(pids) == 4
         assert pool.statistics()["restarts"] == 3
@@ -175,7 +175,7 @@ async def test_closing_ends_every_process() -> None:
     with anyio.CancelScope() as scope:
         async with pool_of(3) as pool, anyio.create_task_group() as tasks:
             tasks.start_soon(run, pool, "fake_hang")
-            await until(lambda: len(pool.pids()) == 3)
+            await until(lambda: len(pool.pids()) == 3 and pool.statistics()["busy"] == 1)
             pids = pool.pids()
             scope.cancel()
     for pid in pids:
@@ -206,8 +206,11 @@ def gauges(pool: ReplPool) -> tuple[float, ...]:
 
 
 def state_of(pid: int) -> str:
-    """The letter that the kernel gives: R, S, T for stopped, Z for a zombie."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    """The letter that the kernel gives: R, S, T for stopped, Z for a zombie; X when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "X"
 
 
 async def test_a_broken_worker_costs_no_wait_when_there_is_a_spare() -> None:
@@ -258,6 +261,23 @@ async def test_a_long_check_is_set_aside_for_a_short_one_and_finishes() -> None:
         await until(lambda: gauges(pool) == (0, 0, 0, 2))
 
 
+async def test_a_worker_that_is_never_idle_is_recycled_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Age counts also in a backlog, where every process that becomes free is taken at once."""
+    monkeypatch.setattr(upkeep, "SAMPLE_S", 0.02)
+    async with pool_of(1, spares=1, max_uses=10**6, max_age_s=0.2) as pool:
+        used: set[int] = set()
+
+        async def ask_again_and_again() -> None:
+            while len(used) < 3:
+                used.add(await run(pool, "fake_slow"))
+
+        with anyio.fail_after(20):
+            async with anyio.create_task_group() as tasks:
+                for _ in range(3):
+                    tasks.start_soon(ask_again_and_again)
+        assert pool.statistics()["restarts"] >= 1
+
+
 async def test_long_checks_take_turns_and_advance_together() -> None:
     """Where nobody else waits, the stopped check that ran least goes on in place of the one that ran most."""
     async with pool_of(1, spares=1, first_budget_s=0.1) as pool:
@@ -267,7 +287,7 @@ async def test_long_checks_take_turns_and_advance_together() -> None:
 
         async def long(which: int) -> None:
             async with pool.lease("") as repl:
-                for number in range(16):
+                for number in range(32):
                     await repl.command(f"theorem t{number} : p := fake_slow", env=0, timeout_s=10)
                     steps[which] += 1
             when_one_ended.append(min(steps))
@@ -275,7 +295,7 @@ async def test_long_checks_take_turns_and_advance_together() -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(long, 0)
             tasks.start_soon(long, 1)
-        assert when_one_ended[0] >= 8, "the other had done nothing much yet"
+        assert when_one_ended[0] >= 6, "the other had done nothing much yet"
         assert pool.statistics()["set_aside"] >= 3
         assert pool.statistics()["restarts"] == 0
         await until(lambda: gauges(pool) == (0, 0, 0, 2))
@@ -285,25 +305,27 @@ async def test_a_check_that_is_set_aside_stops_with_its_deadline_and_can_be_canc
     """While it is stopped it uses neither processor nor time; cancelling it replaces its process."""
     async with pool_of(1, spares=1, first_budget_s=0.05) as pool:
         await until(lambda: pool.statistics()["idle"] == 2)
-        leased: list[int] = []
+        leased: list[ReplProcess] = []
 
         async def spin() -> None:
             async with pool.lease("") as repl:
-                leased.append(repl.pid)
-                await repl.command("theorem t : p := fake_spin", env=0, timeout_s=0.6)
+                leased.append(repl)
+                await repl.command("theorem t : p := fake_spin", env=0, timeout_s=10)
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(spin)
             await until(lambda: leased)
             async with pool.lease("") as other:  # comes when the first is set aside, and then keeps the right to run
                 assert gauges(pool) == (0, 1, 1, 0)
-                await until(lambda: state_of(leased[0]) in "Tt")
-                await anyio.sleep(0.8)  # longer than the deadline of the one that is stopped
+                await until(lambda: state_of(leased[0].pid) in "Tt")
+                left_s = leased[0].left_s
+                await anyio.sleep(0.1)
+                assert leased[0].left_s == left_s > 0
                 assert gauges(pool) == (0, 1, 1, 0)
-                assert other.pid != leased[0]
+                assert other.pid != leased[0].pid
                 tasks.cancel_scope.cancel()
         await until(lambda: gauges(pool) == (0, 0, 0, 2))
-        assert leased[0] not in pool.pids()
+        assert leased[0].pid not in pool.pids()
 
 
 async def test_nobody_is_set_aside_without_need_or_without_a_spare() -> None:
@@ -359,7 +381,7 @@ async def test_a_caller_cancelled_at_any_tick_leaks_nothing() -> None:
             assert gauges(pool)[:3] == (0, 0, 0)
         await until(lambda: gauges(pool) == (0, 0, 0, 3))
         assert len(os.listdir("/proc/self/fd")) == descriptors
-        assert all(state_of(pid) in "SR" for pid in pool.pids())
+        assert all(state_of(pid) in "SRD" for pid in pool.pids())
         await run(pool, "h")
 
 
@@ -407,4 +429,4 @@ anyio.run(main)
             pid = int(await parent.stdout.receive())
         await until(lambda: state_of(pid) == "R")
         parent.send_signal(signal.SIGKILL)
-        await until(lambda: not Path(f"/proc/{pid}").exists() or state_of(pid) == "Z")
+        await until(lambda: state_of(pid) in "XZ")

@@ -146,7 +146,7 @@ async def test_ripgrep_gets_no_secrets_no_input_and_limits(tmp_path: Path, monke
 async def test_a_search_and_all_it_started_end_together(tmp_path: Path) -> None:
     """The deadline kills the group, not only the first process."""
     os.mkfifo(tmp_path / "alive")
-    search = scripted(tmp_path, f"sleep 20 > {tmp_path}/alive & wait", 0.5)
+    search = scripted(tmp_path, f"sleep 20 > {tmp_path}/alive & wait", 2.0)
 
     def read_to_the_end() -> bytes:
         return (tmp_path / "alive").read_bytes()

@@ -27,9 +27,11 @@ class RecordingVerifier:
     def __init__(self, *verdicts: Verdict) -> None:
         self.verdicts = list(verdicts)
         self.codes: list[str] = []
+        self.callers: list[str] = []
 
-    async def check(self, code: str, statement: Statement) -> Verdict:
+    async def check(self, code: str, statement: Statement, *, caller: str = "") -> Verdict:
         self.codes.append(code)
+        self.callers.append(caller)
         return self.verdicts.pop(0) if self.verdicts else Verdict(kind="proved")
 
 
@@ -41,6 +43,16 @@ def toolbox(folder: Path, *verdicts: Verdict, output_chars: int = 200) -> tuple[
 async def use(box: Toolbox, tool: str, **arguments: Any) -> tuple[bool, str]:
     result = await box.call(ToolCall(name=tool, arguments=arguments))
     return result.ok, result.text
+
+
+async def test_the_verifier_learns_who_asks(tmp_path: Path) -> None:
+    """Without it the queue could not be fair between rollouts."""
+    verifier = RecordingVerifier()
+    box = Toolbox(tmp_path, STATEMENT, verifier, Search(None), 200, caller="train-7")  # type: ignore[arg-type]
+    await use(box, "lean_write_file", file_name="a.lean", code="x")
+    await use(box, "lean_check_file", file_name="a.lean")
+    await box.final_verdict()
+    assert verifier.callers == ["train-7", "train-7"]
 
 
 async def test_write_check_and_final_verdict(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ async def kind_of(verifier: Verifier, tactics: str) -> str:
 
 def _deadline(marker: str) -> float:
     """Short only where it has to pass."""
-    return 0.3 if marker in ("fake_hang", "fake_spin") else 5.0
+    return 1.0 if marker in ("fake_hang", "fake_spin") else 5.0
 
 
 @pytest.mark.parametrize(
