@@ -29,7 +29,8 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     file = tmp_path / "small.toml"
     file.write_text(
         f'[model]\npath = "{model}"\ndtype = "float32"\n[data]\ntrain = "train.jsonl"\n[feedback]\ntype = "constant"\n'
-        '[verifier]\nbackend = "minilean"\nsandbox = "bubblewrap_if_it_works"\n[checkpoint]\nmin_free_gib = 0.0\n[policy]\nkv_cache_gib = 0.1\n'
+        '[verifier]\nbackend = "minilean"\nsandbox = "bubblewrap_if_it_works"\n'
+        "[checkpoint]\nmin_free_gib = 0.0\n[policy]\nkv_cache_gib = 0.1\n"
         "[telemetry]\nreport = false\n"
     )
     return file
