@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from fd_async.config.checks import Problem
-from fd_async.config.schema import RunConfig
+from fd_async.config.schema import RunConfig, Verifier
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 """Where relative paths are looked for when they are not below the current directory."""
@@ -57,3 +57,9 @@ def _suggest(path: str) -> str:
             found = difflib.get_close_matches(Path(path).name, [entry.name for entry in folder.iterdir()], n=1)
             return f"; did you mean {Path(path).parent / found[0]}?" if found else ""
     return f", nor a folder {Path(path).parent}"
+
+
+def project_of(table: Verifier) -> Path:
+    """Return the Lake project of `verifier.project_dir`; one that is not there is looked for inside the checkout."""
+    project = Path(table.project_dir)
+    return (project if project.is_dir() else CHECKOUT / project).resolve()

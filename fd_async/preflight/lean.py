@@ -11,9 +11,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from fd_async.config.files import CHECKOUT
+from fd_async.config.files import project_of
 from fd_async.config.schema import RunConfig
-from fd_async.config.schema import Verifier as VerifierTable
 from fd_async.preflight.findings import Finding, needed
 
 _PROBE_TIMEOUT_S = 10.0
@@ -38,12 +37,6 @@ def _backend(config: RunConfig) -> Iterator[Finding]:
         yield needed(shutil.which(program) is not None, "REPL", program, "verifier.command[0] must be a program")
     else:
         yield from _lake_project(project_of(table), table.header)
-
-
-def project_of(table: VerifierTable) -> Path:
-    """Return `verifier.project_dir`, also when a command is called from outside the checkout."""
-    project = Path(table.project_dir)
-    return project if project.is_dir() else CHECKOUT / project
 
 
 def _kimina(url: str) -> Finding:

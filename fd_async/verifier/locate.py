@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from fd_async.config.files import project_of
 from fd_async.config.schema import Verifier as VerifierTable
 from fd_async.errors import PreflightError
 from fd_async.verifier.repl.process import ReplSpec, clean_environment
@@ -81,7 +82,7 @@ def locate_repl(config: VerifierTable) -> tuple[ReplSpec, str]:
     Raises:
         PreflightError: Lean, the project or the REPL is missing.
     """
-    project = Path(config.project_dir).resolve()
+    project = project_of(config)
     if config.command:
         if shutil.which(config.command[0]) is None:
             raise PreflightError(f"verifier.command: there is no program {config.command[0]!r}")

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from fd_async.config.files import project_of
 from fd_async.config.schema import Verifier as VerifierTable
 from fd_async.errors import PreflightError, VerifierError
 from fd_async.verifier.audit.audits import Auditor, AuditRefused, LadderAuditor
@@ -84,7 +85,7 @@ def _strict(kind: str, config: VerifierTable, judge: Judge, fresh: LadderAuditor
             'verifier.audit = "fresh"'
         )
     if kind == "comparator":
-        project = Path(config.project_dir).resolve()
+        project = project_of(config)
         programs = find_comparator(project, spec.env.get("PATH", ""))
         return ComparatorAuditor(fresh, ComparatorSpec(spec, programs, project, Path(sysroot), config.audit_timeout_s))
     lean, leanchecker = (Path(sysroot) / "bin" / name for name in ("lean", "leanchecker"))

@@ -22,6 +22,7 @@ import anyio
 import anyio.abc
 from anyio import CancelScope, fail_after
 
+from fd_async.config.files import project_of
 from fd_async.config.schema import Verifier as VerifierTable
 from fd_async.errors import PreflightError, VerifierError
 from fd_async.verifier.sandbox.room import Limits, launch_argv, unsandboxed_wrapper
@@ -180,7 +181,7 @@ def open_search(config: VerifierTable) -> Search:
         if not folder.is_dir():
             raise PreflightError(f"verifier.search_dir: there is no folder {config.search_dir!r}")
     else:
-        folder = Path(config.project_dir) / ".lake" / "packages" / "mathlib"
+        folder = project_of(config) / ".lake" / "packages" / "mathlib"
         if config.backend == "minilean" or not folder.is_dir():
             return Search(None)
     program = shutil.which("rg", path=str(Path(sys.executable).parent)) or shutil.which("rg")

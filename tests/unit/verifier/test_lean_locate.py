@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from fd_async.config.files import CHECKOUT, project_of
 from fd_async.config.schema import Verifier as VerifierTable
 from fd_async.errors import PreflightError
 from fd_async.verifier.locate import locate_minilean, locate_repl
@@ -111,3 +112,13 @@ def test_no_worker_computes_longer_than_its_life(changes: dict[str, Any], cpu_s:
     spec, _ = locate_minilean(VerifierTable(backend="minilean", **changes))
     assert spec.limits.cpu_s == cpu_s
     assert spec.limits.file_mib == 256
+
+
+def test_the_run_and_fd_check_look_for_the_project_in_the_same_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Below the current directory first, then below the checkout, so that commands work from anywhere."""
+    monkeypatch.chdir(tmp_path)
+    assert project_of(VerifierTable(project_dir="lean")) == CHECKOUT / "lean"
+    (tmp_path / "lean").mkdir()
+    assert project_of(VerifierTable(project_dir="lean")) == tmp_path / "lean"
