@@ -333,8 +333,8 @@ async def test_nobody_is_set_aside_without_need_or_without_a_spare() -> None:
     for spares in (0, 1):
         async with pool_of(1, spares=spares, first_budget_s=0.02) as pool, anyio.create_task_group() as tasks:
             await until(lambda pool=pool, num=spares + 1: pool.statistics()["idle"] == num)
-            tasks.start_soon(run, pool, "fake_slow" * 2)
-            await anyio.lowlevel.checkpoint()
+            tasks.start_soon(run, pool, "fake_slow")
+            await until(lambda pool=pool: pool.statistics()["busy"] == 1)
             if spares == 0:
                 await run(pool, "h")
             await until(lambda pool=pool: pool.statistics()["busy"] == 0)

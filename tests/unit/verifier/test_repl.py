@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -216,3 +217,21 @@ async def test_a_paused_process_can_die_and_can_be_killed() -> None:
 async def _expect_exit(repl: ReplProcess) -> None:
     with pytest.raises(ReplExited, match=r"too large|was ended"):
         await repl.command("theorem a : p := h", env=0, timeout_s=0.001)
+
+
+async def test_running_out_of_descriptors_is_said_and_leaks_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line that names the limit; the pipes made before are closed."""
+    before, pipe, made = len(os.listdir("/proc/self/fd")), os.pipe, []
+
+    def scarce() -> tuple[int, int]:
+        if len(made) == 2:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        made.append(pipe())
+        return made[-1]
+
+    monkeypatch.setattr(os, "pipe", scarce)
+    with pytest.raises(VerifierError, match=r"Too many open files; raise `ulimit -n`"):
+        async with open_repl(spec(), ""):
+            pass
+    assert len(made) == 2
+    assert len(os.listdir("/proc/self/fd")) == before
