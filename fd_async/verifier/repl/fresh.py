@@ -60,23 +60,29 @@ class FreshProcesses:
             raise VerifierError(CLOSED)
 
     async def _start(self, stack: AsyncExitStack, header: str) -> ReplProcess:
-        try:
-            with anyio.fail_after(self._queue_timeout_s):
-                await stack.enter_async_context(self._turns)
-        except TimeoutError:
-            raise VerifierError("no turn for a fresh worker within verifier.queue_timeout_s") from None
+        await self._take(stack, self._turns)
         for tries in range(1, _STARTS + 1):
-            try:
-                async with self._workers.starting:
+            async with AsyncExitStack() as start:
+                await self._take(start, self._workers.starting)
+                try:
                     return await stack.enter_async_context(open_repl(self._workers.spec, header))
-            except HeaderRejected:
-                raise
-            except VerifierError as error:
-                self._workers.counts["failed_starts"] += 1
-                if tries == _STARTS:
-                    raise VerifierError(f"a fresh verifier worker did not start in {tries} tries: {error}") from error
+                except HeaderRejected:
+                    raise
+                except VerifierError as error:
+                    self._workers.counts["failed_starts"] += 1
+                    if tries == _STARTS:
+                        text = f"a fresh verifier worker did not start in {tries} tries: {error}"
+                        raise VerifierError(text) from error
             await anyio.sleep(_PAUSE_S * 2 ** (tries - 1))
         raise AssertionError
+
+    async def _take(self, stack: AsyncExitStack, turns: anyio.Semaphore) -> None:
+        """Hold a turn until the stack unwinds; waiting for it has a deadline."""
+        try:
+            with anyio.fail_after(self._queue_timeout_s):
+                await stack.enter_async_context(turns)
+        except TimeoutError:
+            raise VerifierError("no turn for a fresh worker within verifier.queue_timeout_s") from None
 
     def close(self) -> None:
         """End those that are in use; their users get a VerifierError."""

@@ -430,3 +430,13 @@ anyio.run(main)
         await until(lambda: state_of(pid) == "R")
         parent.send_signal(signal.SIGKILL)
         await until(lambda: state_of(pid) in "XZ")
+
+
+async def test_a_fresh_worker_waits_for_its_start_only_so_long() -> None:
+    """Also where all places to start are taken for good."""
+    async with pool_of(1, queue_timeout_s=0.05, starts_at_once=1) as pool:
+        async with pool.workers.starting:
+            with anyio.fail_after(20), pytest.raises(VerifierError, match="queue_timeout_s"):
+                async with pool.fresh(""):
+                    pass
+        assert pool.statistics()["failed_starts"] == 0
