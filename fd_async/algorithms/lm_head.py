@@ -37,7 +37,8 @@ def logits_of(hidden_CH: Tensor, head_VH: Tensor) -> Tensor:
 
 
 def chunks(num_rows: int, chunk_tokens: int) -> list[slice]:
-    """Cut [0, num_rows) into slices of at most `chunk_tokens` rows."""
+    """Cut [0, num_rows) into slices of at most `chunk_tokens` rows; 0 takes 4 % of the rows, at least 64."""
+    chunk_tokens = chunk_tokens or max(64, num_rows // 25)
     return [slice(start, min(start + chunk_tokens, num_rows)) for start in range(0, num_rows, chunk_tokens)]
 
 

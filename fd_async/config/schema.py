@@ -90,7 +90,10 @@ class Policy(Table, frozen=True):
         Literal["keep", "recompute", "drain"],
         _d("Requests that run when weights arrive: keep their KV, recompute it, or finish first."),
     ] = "keep"
-    push: Annotated[Literal["shm", "nccl"], _d("How weights reach the engine: shared memory or NCCL.")] = "shm"
+    push: Annotated[
+        Literal["shm", "file", "nccl"], _d("How weights reach the engine: shared memory, a folder, or NCCL.")
+    ] = "shm"
+    push_dir: Annotated[str, _d("Folder for staged weights, seen by learner and engine alike (`file`).")] = ""
     start_timeout_s: Annotated[float, _d("Engine start-up deadline, seconds.", gt=0)] = 900.0
     generate_timeout_s: Annotated[float, _d("Deadline of one generate call, seconds.", gt=0)] = 1800.0
     push_timeout_s: Annotated[float, _d("Deadline of each phase of a push, seconds.", gt=0)] = 300.0
@@ -212,30 +215,55 @@ class FeedbackTable(Table, frozen=True):
 
 
 class Algorithm(Table, frozen=True):
-    """The loss. Docs: docs/architecture.md."""
+    """The loss. Docs: docs/learner.md."""
 
     type: Annotated[Literal["fd", "grpo"], _d("Feedback Distillation or GRPO.")] = "fd"
+    loss: Annotated[
+        Literal["truncated", "renormalised", "both_renormalised", "tail_bucket"],
+        _d("What becomes of probability outside the teacher's top K; `truncated` is the paper's (fd)."),
+    ] = "truncated"
     top_k: Annotated[int, _d("Teacher tokens per position (fd).", gt=0)] = 25
     normalisation: Annotated[
-        Literal["token_mean", "sequence_sum"],
-        _d("Divide the summed loss by the global number of sampled tokens, or of sequences."),
+        Literal["token_mean", "sequence_sum", "sequence_mean"],
+        _d(
+            "Mean over all sampled tokens; sum over each sequence, mean over sequences; or mean over both. "
+            "Counts are global."
+        ),
     ] = "token_mean"
+    importance: Annotated[
+        Literal["none", "token", "prefix"],
+        _d("Weigh tokens by the learner/engine ratio of the token, or of all before it, up to `importance_cap` (fd)."),
+    ] = "none"
+    importance_cap: Annotated[
+        float, _d("Truncation of the learner/engine ratio of stale tokens; 0 turns it off (grpo, fd).", ge=0)
+    ] = 2.0
+    max_age: Annotated[
+        int, _d("Attempts older than this when they are consumed, in weight versions, are dropped; -1: never.", ge=-1)
+    ] = -1
     ema_retention: Annotated[
         float, _d("mu <- ema_retention * mu + (1 - ema_retention) * theta; 1 freezes the teacher (fd).", ge=0, le=1)
     ] = 0.9
     ema_every: Annotated[int, _d("Gradient steps between teacher updates (fd).", gt=0)] = 5
+    ema_min_gain: Annotated[
+        float,
+        _d("The teacher waits while its gain from feedback, a running mean, is below this, nats/token; 0: off.", ge=0),
+    ] = 0.0
+    gain_samples: Annotated[
+        int, _d("Attempts per step on which the gain from feedback is measured; one teacher forward each (fd).", gt=0)
+    ] = 8
     anchor_weight: Annotated[
         float,
         _d("Weight of CE(teacher, student) under feedback, which keeps the teacher able to follow it (fd).", ge=0),
     ] = 0.0
     anchor_every: Annotated[int, _d("The anchor is computed on every n-th step (fd).", gt=0)] = 5
+    anchor_share: Annotated[float, _d("Share of a step's attempts that the anchor uses (fd).", gt=0, le=1)] = 1.0
     clip_low: Annotated[float, _d("Lower clip of the ratio (grpo).", gt=0, lt=1)] = 0.2
     clip_high: Annotated[float, _d("Upper clip of the ratio (grpo).", gt=0)] = 0.2
-    kl_weight: Annotated[float, _d("Weight of the KL to the frozen reference, estimator k3 (grpo).", ge=0)] = 0.001
+    kl_weight: Annotated[float, _d("Weight of the KL to the frozen reference (grpo).", ge=0)] = 0.001
+    kl_estimator: Annotated[
+        Literal["k1", "k2", "k3"], _d("Per-token estimator of that KL, as a loss; k3 is never negative (grpo).")
+    ] = "k3"
     advantage_std: Annotated[bool, _d("Divide group advantages by the group's standard deviation (grpo).")] = True
-    importance_cap: Annotated[
-        float, _d("Truncation of the learner/engine ratio for stale tokens; 0 turns it off (grpo).", ge=0)
-    ] = 2.0
 
 
 class Learner(Table, frozen=True):
@@ -256,8 +284,32 @@ class Learner(Table, frozen=True):
     grad_clip: Annotated[float, _d("Global gradient norm limit.", gt=0)] = 1.0
     zero_stage: Annotated[int, _d("DeepSpeed ZeRO stage.", ge=0, le=3)] = 0
     micro_batch_tokens: Annotated[int, _d("Tokens per forward pass and rank, padding included.", gt=0)] = 16384
-    lm_head_chunk_tokens: Annotated[int, _d("Rows of logits that exist at once, tokens.", gt=0)] = 1024
+    lm_head_chunk_tokens: Annotated[
+        int, _d("Rows of logits that exist at once, tokens; 0: 4 % of the micro-batch's, at least 64.", ge=0)
+    ] = 0
+    packing: Annotated[
+        bool, _d("Sequences of a micro-batch stand one after another without padding; attention does not cross them.")
+    ] = True
     activation_checkpointing: Annotated[bool, _d("Recompute activations in the backward pass.")] = False
+    offload: Annotated[
+        Literal["none", "optimizer", "optimizer_and_parameters"],
+        _d("Keep optimizer state and teacher, or parameters too (ZeRO 3), in CPU memory."),
+    ] = "none"
+    gather_bucket_mib: Annotated[
+        int, _d("Whole parameters that exist at once when weights leave ZeRO 3, MiB.", gt=0)
+    ] = 512
+    memory_check: Annotated[
+        Literal["refuse", "warn", "off"], _d("What to do when the memory plan of a rank does not fit its device.")
+    ] = "refuse"
+    hostfile: Annotated[
+        str, _d("DeepSpeed hostfile (`HOST slots=N` lines) of ranks on several nodes; empty: all on this one.")
+    ] = ""
+    launcher: Annotated[
+        Literal["pdsh", "ssh", "openmpi", "mpich", "slurm"], _d("How DeepSpeed reaches the hosts of the hostfile.")
+    ] = "pdsh"
+    controller_address: Annotated[
+        str, _d("HOST or HOST:PORT where ranks of other nodes reach this process; needed with `learner.hostfile`.")
+    ] = ""
     cpu_threads: Annotated[int, _d("Torch threads per rank on CPU; 0 leaves it to torch.", ge=0)] = 0
     start_timeout_s: Annotated[float, _d("Start-up deadline, seconds.", gt=0)] = 900.0
     step_timeout_s: Annotated[float, _d("Deadline of one gradient step, seconds.", gt=0)] = 1500.0
@@ -280,6 +332,35 @@ class Checkpoint(Table, frozen=True):
     every_steps: Annotated[int, _d("Gradient steps between checkpoints; 0 writes one only at the end.", ge=0)] = 50
     keep_last: Annotated[int, _d("Checkpoints kept.", gt=0)] = 2
     min_free_gib: Annotated[float, _d("Refuse to write below this much free disk, GiB.", ge=0)] = 1.0
+    background: Annotated[bool, _d("Training goes on while a checkpoint is written from a copy in memory.")] = True
+    shard_gib: Annotated[float, _d("Largest file of exported weights, GiB.", gt=0)] = 5.0
+
+
+class Alarms(Table, frozen=True):
+    """Signs of collapse, and what is done about them. 0 turns a single alarm off."""
+
+    action: Annotated[
+        Literal["warn", "stop", "rollback"],
+        _d("Log it; end the run after a checkpoint; or take model, optimizer and teacher of the last good one."),
+    ] = "warn"
+    patience: Annotated[int, _d("Steps in a row over the limit before an alarm counts.", gt=0)] = 5
+    warmup_steps: Annotated[int, _d("Steps at the start of a run without alarms.", ge=0)] = 20
+    max_rollbacks: Annotated[int, _d("Rollbacks of one run; one more ends it.", gt=0)] = 2
+    min_gain_share: Annotated[
+        float,
+        _d("`teacher/feedback_gain` below this share of its best, while the policy does not yet follow.", ge=0, lt=1),
+    ] = 0.1
+    min_entropy: Annotated[float, _d("`policy/entropy` below this, nats/token.", ge=0)] = 0.01
+    max_teacher_entropy: Annotated[
+        float, _d("`teacher/entropy` above this share of ln(vocabulary): dead weights.", ge=0, le=1)
+    ] = 0.5
+    max_length_growth: Annotated[
+        float, _d("`train/response_tokens` above this many times its first mean, with a falling pass rate.", ge=0)
+    ] = 3.0
+    max_grad_norm_growth: Annotated[float, _d("`grad_norm` above this many times its running median.", ge=0)] = 100.0
+    max_pass_rate_drop: Annotated[
+        float, _d("Running mean of `train/pass_rate` below its best by more than this.", ge=0, le=1)
+    ] = 0.3
 
 
 class Eval(Table, frozen=True):
@@ -320,5 +401,6 @@ class RunConfig(Table, frozen=True, kw_only=True):
     learner: Learner = Learner()
     admission: Admission = Admission()
     checkpoint: Checkpoint = Checkpoint()
+    alarms: Alarms = Alarms()
     eval: Eval = Eval()
     telemetry: Telemetry = Telemetry()

@@ -26,8 +26,6 @@ from fd_async.learner.ranks import RankProcess, accept_all, free_port, spawn
 from fd_async.learner.split import check_alignment, evenly_spaced, split_by_tokens
 from fd_async.types import StagedWeights, StepReport, TrainingSample
 
-FEEDBACK_GAIN_SAMPLES = 8
-"""Rollouts per step on which `teacher/feedback_gain` is measured; each costs one more teacher forward."""
 _DEATH_FOLLOWS_S = 2.0
 """A peer's death shows as a broken collective elsewhere first; wait this long for the real cause."""
 
@@ -57,7 +55,7 @@ class Learner:
         for sample in samples:
             check_alignment(sample, needs_teacher=is_fd)
         score_ids = evenly_spaced(samples, self._config.learner.score_tokens)
-        gain_ids = evenly_spaced(samples, FEEDBACK_GAIN_SAMPLES)
+        gain_ids = evenly_spaced(samples, self._config.algorithm.gain_samples)
         shares = split_by_tokens(samples, len(self._ranks))
         started = time.monotonic()
         replies = await self._call(

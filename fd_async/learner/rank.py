@@ -22,7 +22,7 @@ import msgspec
 import torch
 
 from fd_async.errors import LearnerError
-from fd_async.learner import audit, weights
+from fd_async.learner import audit, saving, staging
 from fd_async.learner.checkpoints import LearnerState, model_folder, read_state
 from fd_async.learner.engine import Engine, effective_zero_stage, init_distributed
 from fd_async.learner.link import (
@@ -95,7 +95,7 @@ class Rank:
         chunk_tokens = self._config.learner.lm_head_chunk_tokens
         if request.address:
             return self._sending.announce(self._engine.policy, request, chunk_tokens)
-        return weights.stage(
+        return staging.stage(
             self._engine.policy, request.version, Path(request.folder), request.probe_ids, chunk_tokens
         )
 
@@ -106,7 +106,7 @@ class Rank:
 
     def save(self, request: Save) -> None:
         """Write this rank's part of a checkpoint."""
-        weights.save_checkpoint(
+        saving.save_checkpoint(
             Path(request.folder),
             self._state,
             self._engine,
@@ -118,7 +118,7 @@ class Rank:
     def export(self, request: Export) -> None:
         """Write a Hugging Face folder from rank 0."""
         if not self._rank:
-            weights.export(self._engine.policy, self._config.model.path, Path(request.folder))
+            saving.export(self._engine.policy, self._config.model.path, Path(request.folder))
 
     @property
     def _is_fd(self) -> bool:
@@ -133,7 +133,7 @@ class Rank:
 
     def _resume(self, checkpoint: Path) -> None:
         found = read_state(checkpoint)
-        weights.load_checkpoint(checkpoint, found, self._state, self._engine, self._teacher, rank=self._rank)
+        saving.load_checkpoint(checkpoint, found, self._state, self._engine, self._teacher, rank=self._rank)
         self._state = found
 
     def _audit(self, *, resumed: bool) -> None:

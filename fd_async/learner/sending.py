@@ -18,7 +18,7 @@ from torch import Tensor
 from fd_async.errors import LearnerError
 from fd_async.learner.link import Send, Stage
 from fd_async.learner.model import Policy
-from fd_async.learner.weights import named_weights, score
+from fd_async.learner.staging import named_weights, score
 from fd_async.types import StagedWeights
 
 

@@ -23,7 +23,7 @@ from fd_async.learner.client import Learner
 from fd_async.learner.link import RankSocket, Send, Stage, Start
 from fd_async.learner.ranks import RankProcess, accept_all
 from fd_async.learner.sending import Sending
-from fd_async.learner.weights import named_weights
+from fd_async.learner.staging import named_weights
 from fd_async.policy import push as push_module
 from fd_async.policy.local import LocalEngine
 from fd_async.policy.manifest import TIED_HEAD, Contract, TensorSpec, group_address
