@@ -94,6 +94,9 @@ class Policy(Table, frozen=True):
         Literal["shm", "file", "nccl"], _d("How weights reach the engine: shared memory, a folder, or NCCL.")
     ] = "shm"
     push_dir: Annotated[str, _d("Folder for staged weights, seen by learner and engine alike (`file`).")] = ""
+    push_ahead: Annotated[
+        bool, _d("Prepare new weights beside the serving ones, in host memory: a short stall for one more copy.")
+    ] = True
     start_timeout_s: Annotated[float, _d("Engine start-up deadline, seconds.", gt=0)] = 900.0
     generate_timeout_s: Annotated[float, _d("Deadline of one generate call, seconds.", gt=0)] = 1800.0
     push_timeout_s: Annotated[float, _d("Deadline of each phase of a push, seconds.", gt=0)] = 300.0
@@ -238,7 +241,12 @@ class Algorithm(Table, frozen=True):
         float, _d("Truncation of the learner/engine ratio of stale tokens; 0 turns it off (grpo, fd).", ge=0)
     ] = 2.0
     max_age: Annotated[
-        int, _d("Attempts older than this when they are consumed, in weight versions, are dropped; -1: never.", ge=-1)
+        int,
+        _d(
+            "Attempts older than this when they are consumed, in weight versions, are dropped (`too_old`); -1: never."
+            " Works below `admission.max_staleness`, at the price of a bias to short attempts.",
+            ge=-1,
+        ),
     ] = -1
     ema_retention: Annotated[
         float, _d("mu <- ema_retention * mu + (1 - ema_retention) * theta; 1 freezes the teacher (fd).", ge=0, le=1)
@@ -333,29 +341,46 @@ class Checkpoint(Table, frozen=True):
     keep_last: Annotated[int, _d("Checkpoints kept.", gt=0)] = 2
     min_free_gib: Annotated[float, _d("Refuse to write below this much free disk, GiB.", ge=0)] = 1.0
     background: Annotated[bool, _d("Training goes on while a checkpoint is written from a copy in memory.")] = True
+    timeout_s: Annotated[float, _d("Deadline for writing one checkpoint, seconds.", gt=0)] = 3600.0
     shard_gib: Annotated[float, _d("Largest file of exported weights, GiB.", gt=0)] = 5.0
 
 
 class Alarms(Table, frozen=True):
-    """Signs of collapse, and what is done about them. 0 turns a single alarm off."""
+    """Signs of collapse, and what is done about them. 0 turns a single alarm off. Docs: docs/stability.md."""
 
     action: Annotated[
         Literal["warn", "stop", "rollback"],
-        _d("Log it; end the run after a checkpoint; or take model, optimizer and teacher of the last good one."),
+        _d(
+            "Say it once; end the run after a checkpoint, exit code 7; or take model, optimizer and teacher of the last"
+            " good checkpoint and go on."
+        ),
     ] = "warn"
-    patience: Annotated[int, _d("Steps in a row over the limit before an alarm counts.", gt=0)] = 5
-    warmup_steps: Annotated[int, _d("Steps at the start of a run without alarms.", ge=0)] = 20
-    max_rollbacks: Annotated[int, _d("Rollbacks of one run; one more ends it.", gt=0)] = 2
+    patience: Annotated[int, _d("Steps in a row over its limit before an alarm is raised.", gt=0)] = 5
+    warmup_steps: Annotated[
+        int, _d("Steps without alarms at the start, and after a rollback; what is usual is measured in them.", ge=0)
+    ] = 20
+    max_rollbacks: Annotated[int, _d("Rollbacks of one run; the next alarm ends it.", gt=0)] = 2
     min_gain_share: Annotated[
         float,
-        _d("`teacher/feedback_gain` below this share of its best, while the policy does not yet follow.", ge=0, lt=1),
+        _d(
+            "`teacher/feedback_gain` per failed attempt below this share of its best, while `policy/teacher_kl` is not"
+            " low or the pass rate falls (fd).",
+            ge=0,
+            lt=1,
+        ),
+    ] = 0.2
+    min_entropy_share: Annotated[
+        float, _d("`policy/entropy` below this share of its first mean, while attempts still fail.", ge=0, lt=1)
     ] = 0.1
-    min_entropy: Annotated[float, _d("`policy/entropy` below this, nats/token.", ge=0)] = 0.01
+    max_entropy_growth: Annotated[
+        float, _d("`policy/entropy` above this many times its first mean, with a falling pass rate.", ge=0)
+    ] = 2.0
     max_teacher_entropy: Annotated[
-        float, _d("`teacher/entropy` above this share of ln(vocabulary): dead weights.", ge=0, le=1)
+        float, _d("`teacher/entropy` above this share of ln(vocabulary): dead weights (fd).", ge=0, le=1)
     ] = 0.5
-    max_length_growth: Annotated[
-        float, _d("`train/response_tokens` above this many times its first mean, with a falling pass rate.", ge=0)
+    max_length_change: Annotated[
+        float,
+        _d("`train/response_tokens` this many times longer or shorter than at first, with a falling pass rate.", ge=0),
     ] = 3.0
     max_grad_norm_growth: Annotated[float, _d("`grad_norm` above this many times its running median.", ge=0)] = 100.0
     max_pass_rate_drop: Annotated[
