@@ -2,6 +2,8 @@
 
     row of a step ──▶ running means ──▶ signs (how far each is beyond its limit) ──▶ `patience` steps in a row ──▶ alarm
 
+An alarm is raised once and stands until as many steps in a row were within its limit.
+
 Invariants:
     * None and NaN are no data: they neither raise an alarm nor end one, and they never count as 0.
     * Everything follows from the rows. A resume gives the rows of metrics.jsonl to a new object (`replay`) and goes on.
@@ -30,6 +32,8 @@ SOLVED = 0.9
 """Above this pass rate a policy may well be certain of what it does."""
 GAIN_OF_KL = 0.5
 """What the policy could still learn is not the feedback when the gain is less than this share of policy/teacher_kl."""
+GAIN_RECOVERS = 2.0
+"""An alarm of the gain, which is measured on few attempts, ends above this many times its limit."""
 MIN_FAILED = 0.02
 """Share of failed attempts below which a gain per failed attempt says nothing."""
 MEDIAN_STEPS = 50
@@ -82,12 +86,14 @@ class Alarms:
     def _restart(self) -> None:
         """Forget what the running means and counts have seen."""
         self._num_rows = 0
-        self._counts: dict[str, int] = {}
+        self._counts: dict[str, tuple[int, int]] = {}
+        """Name -> steps in a row over the limit, and within it."""
         self.standing: dict[str, str] = {}
         """Name -> text of the alarms that are raised."""
         self._gain, self._kl, self._length = Mean(MEAN_STEPS), Mean(MEAN_STEPS), Mean(MEAN_STEPS)
         self._pass_rate = Mean(self._pass_rate_steps)
         self._best_gain = self._best_kl = self._best_pass_rate = 0.0
+        self._failed_at_best_gain = 1.0
         self._first_entropies: list[float] = []
         self._first_lengths: list[float] = []
         self._grad_norms: deque[float] = deque(maxlen=MEDIAN_STEPS)
@@ -110,16 +116,19 @@ class Alarms:
         signs = list(self._signs(row))
         if self._is_falling or any(sign.is_over for sign in signs):
             self._doubtful.add(int(row["step"]))
-        raised = {}
-        for name, is_over, text in signs:
-            self._counts[name] = self._counts.get(name, 0) + 1 if is_over else 0
-            if not is_over:
-                self.standing.pop(name, None)
-            elif self._counts[name] >= self._table.patience:
-                if name not in self.standing:
-                    raised[name] = text
-                self.standing[name] = text
-        return raised
+        return dict(raised for sign in signs for raised in self._count(sign))
+
+    def _count(self, sign: Sign) -> Iterator[tuple[str, str]]:
+        """Raise an alarm after `patience` steps over its limit, end it after as many within; yield it when new."""
+        over, within = self._counts.get(sign.name, (0, 0))
+        over, within = (over + 1, 0) if sign.is_over else (0, within + 1)
+        self._counts[sign.name] = over, within
+        if over >= self._table.patience:
+            if sign.name not in self.standing:
+                yield sign.name, sign.text
+            self.standing[sign.name] = sign.text
+        elif within >= self._table.patience:
+            self.standing.pop(sign.name, None)
 
     def is_good(self, step: int) -> bool:
         """Say whether the weights after this step showed no sign of collapse and are not those of a history undone."""
@@ -137,7 +146,8 @@ class Alarms:
         self._kl.add(_number(row, "policy/teacher_kl"))
         self._length.add(_number(row, "train/response_tokens"))
         self._pass_rate.add(_number(row, "train/pass_rate"))
-        self._best_gain = max(self._best_gain, self._gain_per_failed or 0.0)
+        if self._pass_rate.value is not None and (self._gain.value or 0.0) > self._best_gain:
+            self._best_gain, self._failed_at_best_gain = self._gain.value or 0.0, self._failed
         self._best_kl = max(self._best_kl, self._kl.value or 0.0)
         self._best_pass_rate = max(self._best_pass_rate, self._pass_rate.value or 0.0)
         if self._num_rows <= max(1, self._table.warmup_steps):
@@ -154,10 +164,9 @@ class Alarms:
         return self._best_pass_rate - self._pass_rate.value if self._pass_rate.value is not None else 0.0
 
     @property
-    def _gain_per_failed(self) -> float | None:
-        """Gain from feedback over the share of failed attempts, to which it is roughly proportional while it lasts."""
-        gain, passed = self._gain.value, self._pass_rate.value
-        return None if gain is None or passed is None else gain / max(1 - passed, MIN_FAILED)
+    def _failed(self) -> float:
+        """Share of failed attempts."""
+        return max(1.0 - (self._pass_rate.value or 0.0), MIN_FAILED)
 
     @property
     def _is_falling(self) -> bool:
@@ -193,10 +202,12 @@ class Alarms:
             )
 
     def _gain_sign(self) -> Iterator[Sign]:
-        gain, kl, share = self._gain_per_failed, self._kl.value, self._table.min_gain_share
-        if not share or gain is None or not self._best_gain:
+        """Compare the gain with what its best would be for as many failed attempts as there are now."""
+        gain, kl, limit = self._gain.value, self._kl.value, self._table.min_gain_share
+        if not limit or gain is None or not self._best_gain:
             return
-        is_far = kl is not None and kl > share * self._best_kl and (self._gain.value or 0.0) < GAIN_OF_KL * kl
+        share = gain / self._best_gain * self._failed_at_best_gain / self._failed
+        is_far = kl is not None and kl > limit * self._best_kl and gain < GAIN_OF_KL * kl
         why = (
             f"train/pass_rate falls (by {self._fall:.2f})"
             if self._is_falling
@@ -204,11 +215,10 @@ class Alarms:
         )
         yield Sign(
             "gain",
-            gain < share * self._best_gain and (is_far or self._is_falling),
-            f"teacher/feedback_gain = {self._gain.value or 0.0:.3g} nats/token is, per failed attempt, "
-            f"{gain / self._best_gain:.0%} of its best, below alarms.min_gain_share = {share:g}, while {why} (running "
-            "means): the model forgets how to follow feedback; set algorithm.anchor_weight = 1 or raise "
-            "algorithm.ema_retention",
+            share < (GAIN_RECOVERS if "gain" in self.standing else 1.0) * limit and (is_far or self._is_falling),
+            f"teacher/feedback_gain = {gain:.3g} nats/token is, per failed attempt, {share:.0%} of its best, below "
+            f"alarms.min_gain_share = {limit:g}, while {why} (running means): the model forgets "
+            "how to follow feedback; set algorithm.anchor_weight = 1 or raise algorithm.ema_retention",
         )
 
     def _entropy_signs(self, entropy: float, first: float) -> Iterator[Sign]:

@@ -31,7 +31,7 @@ from fd_async.errors import (
     PreflightError,
     VerifierError,
 )
-from fd_async.pipeline.state import Finished, Parts, RunState
+from fd_async.pipeline.state import Finished, Parts, RunState, drop_attempt
 from fd_async.types import Feedback, Rollout, Ticket
 
 log = structlog.get_logger(__name__)
@@ -102,7 +102,7 @@ class AttemptLoops:
             ready = [Finished(r.rollout, r.feedback) for r in records if r not in waiting]
             if not missing and not waiting and len(ready) < state.buffer.min_items:
                 for item in ready:
-                    await self._drop(item.rollout, "group_too_small")
+                    await drop_attempt(self._parts, state, item.rollout, "group_too_small")
                 continue
             version = min((record.admitted_version for record in records), default=state.step)
             version = await state.buffer.restore(
@@ -229,21 +229,16 @@ class AttemptLoops:
             await self._parts.ledger.put_spend(error.cause, error.usd)
         if isinstance(error, FeedbackBudgetExceeded | FeedbackAccountError):
             raise error
-        await self._drop(rollout, error.cause)
+        await drop_attempt(self._parts, self._state, rollout, error.cause)
         log.info("feedback_dropped", rollout=rollout.id, cause=error.cause, reason=str(error))
         text = f"none of the last {HOPELESS_DROPS} attempts got feedback; the last one: {error}"
         self._count_in_a_row(type(error)(text))
         await self._drop_from_group(rollout)
 
-    async def _drop(self, rollout: Rollout, cause: str) -> None:
-        await self._parts.ledger.drop(rollout.id, cause)
-        self._state.move_tokens(rollout, f"dropped:{cause}")
-        self._state.num_dropped[cause] += 1
-
     async def _drop_from_group(self, rollout: Rollout) -> None:
         """Free the attempt's place; a group that became too small goes with it."""
         for rest in await self._state.buffer.drop(rollout.ordinal):
-            await self._drop(rest.rollout, "group_too_small")
+            await drop_attempt(self._parts, self._state, rest.rollout, "group_too_small")
 
     def _count_in_a_row(self, error: FdError) -> None:
         """Raise `error` when nothing but drops has happened for long: going on would never fill a batch."""

@@ -16,6 +16,7 @@ STAGES = {
     "pushing": "the engine to take new weights",
     "evaluating": "evaluation rollouts",
     "checkpoint": "the checkpoint on disk",
+    "rollback": "the learner to take an earlier checkpoint",
 }
 """Stage -> what an item in it waits for."""
 

@@ -153,6 +153,24 @@ class RolloutBuffer(Generic[Item]):
                 del self._groups[group.ordinal]
             return finished
 
+    async def give_back(self, groups: list[Group[Item]]) -> list[Item]:
+        """Put groups of a cut back, some of whose items the caller has dropped.
+
+        Returns:
+            The items of groups that are left with fewer than `min_items`: those groups are gone, their slots are free
+            again, and the caller drops the items by name.
+        """
+        orphans: list[Item] = []
+        async with self._changed:
+            for group in groups:
+                if len(group.items) >= self.min_items:
+                    self._groups[group.ordinal] = group
+                else:
+                    self._admitted -= 1
+                    orphans += group.items
+            self._changed.notify_all()
+        return orphans
+
     async def publish(self, version: int) -> None:
         """Announce new weights; frees one batch of slots."""
         async with self._changed:

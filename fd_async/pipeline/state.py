@@ -58,6 +58,10 @@ class RunState:
         self.phase = "starting"
         self.error = ""
         """What ended the run, if it failed."""
+        self.alarms: dict[str, str] = {}
+        """Name -> text of the alarms that are raised now."""
+        self.ended_by_alarm = ""
+        """Set when an alarm is to end the run after the step under way."""
         self.started = time.monotonic()
         self.stopping = anyio.Event()
         self.board = Board()
@@ -74,6 +78,7 @@ class RunState:
         self.tokens_generated = 0
         """Counted apart from `tokens`, whose sum it must equal."""
         self.num_dropped = Counter[str]()
+        """Attempts by drop cause, over all processes of the run."""
         self.discovery = Discovery()
         self.recent_failures: deque[bool] = deque(maxlen=256)
         self.recent_solved: deque[float] = deque(maxlen=256)
@@ -87,3 +92,10 @@ class RunState:
         """Move an attempt's tokens from `queued` to their terminal account; the sum never changes."""
         self.tokens["queued"] -= rollout.num_sampled_tokens
         self.tokens[outcome] += rollout.num_sampled_tokens
+
+
+async def drop_attempt(parts: Parts, state: RunState, rollout: Rollout, cause: str) -> None:
+    """Give a recorded attempt its terminal record: dropped, with a named cause."""
+    await parts.ledger.drop(rollout.id, cause)
+    state.move_tokens(rollout, f"dropped:{cause}")
+    state.num_dropped[cause] += 1

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from fd_async.pipeline.samples import BatchFacts
 from fd_async.pipeline.state import Finished, Parts, RunState
 from fd_async.telemetry.lag import LoopLag
-from fd_async.types import PushReport, StepReport
+from fd_async.types import PushReport, Rollout
 
 
 class StepClock:
@@ -29,27 +29,44 @@ class StepClock:
         return self._last - self._started
 
 
-def step_row(
-    parts: Parts,
-    state: RunState,
-    items: Sequence[Finished],
-    report: StepReport,
-    push: PushReport | None,
-    facts: BatchFacts,
-    clock: StepClock,
-    lag: LoopLag,
-) -> dict[str, float | int | None]:
-    """Assemble the row of one step. Totals (`tokens/*`, `feedback/*`, `lean/*`) count from the start of the run."""
-    rollouts = [item.rollout for item in items]
-    verifier, provider = parts.verifier.statistics(), parts.provider.statistics()
-    row: dict[str, float | int | None] = {"step": report.step, "weight_version": state.step}
-    row |= report.metrics
-    row |= {
+def attempts_row(rollouts: Sequence[Rollout]) -> dict[str, float | int | None]:
+    """Return what the attempts of a batch say; the alarms judge by it before the step is pushed."""
+    return {
         "train/pass_rate": _mean([rollout.reward for rollout in rollouts]),
         "train/response_tokens": _mean([len(rollout.completion_ids) for rollout in rollouts]),
         "train/turns": _mean([sum(turn.role == "assistant" for turn in rollout.turns) for rollout in rollouts]),
         "train/truncated": _mean([rollout.end_reason == "token_budget" for rollout in rollouts]),
         "train/attempts": len(rollouts),
+    }
+
+
+def step_row(
+    parts: Parts,
+    state: RunState,
+    items: Sequence[Finished],
+    known: Mapping[str, float | int | None],
+    push: PushReport | None,
+    facts: BatchFacts,
+    clock: StepClock,
+    lag: LoopLag,
+) -> dict[str, float | int | None]:
+    """Assemble the row of one step. Totals (`tokens/*`, `feedback/*`, `lean/*`) count from the start of the run.
+
+    Args:
+        parts: of the run.
+        state: of the run.
+        items: the batch.
+        known: what the learner, the attempts and the alarms said of the step.
+        push: None when the run is stopping.
+        facts: of the batch.
+        clock: of the step.
+        lag: of the event loop; begins anew.
+    """
+    rollouts = [item.rollout for item in items]
+    verifier, provider = parts.verifier.statistics(), parts.provider.statistics()
+    row: dict[str, float | int | None] = dict(known)
+    row |= {
+        "weight_version": state.step,
         "staleness/mean": _mean(facts.ages),
         "staleness/max": max(facts.ages, default=0),
         "queue/depth": state.buffer.num_finished,
@@ -75,6 +92,8 @@ def step_row(
         "feedback/usd": provider["usd"],
     }
     row |= state.discovery.step([rollout.verdict for rollout in rollouts])
+    if parts.config.algorithm.max_age >= 0:
+        row["staleness/too_old"] = state.num_dropped["too_old"]
     if parts.config.algorithm.type == "grpo":
         row["grpo/zero_variance_groups"] = facts.zero_variance_groups
     lag.reset()
