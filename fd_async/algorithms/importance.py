@@ -88,6 +88,12 @@ class RunningWeights:
         return before_C - base_C
 
 
+def sequence_weights(lengths: Sequence[int], device: torch.device | None = None) -> Tensor:
+    """Return 1 / rows of its sample for every row, float32: the weights of `sequence_mean`."""
+    lengths_N = torch.tensor(lengths, dtype=torch.long, device=device)
+    return (1.0 / lengths_N).repeat_interleave(lengths_N)
+
+
 def effective_share(weight_sum: float, square_sum: float, count: float) -> float:
     """Return Kish's effective sample size (sum w)^2 / sum w^2 as a share of `count` rows; 1 for equal weights."""
     return weight_sum**2 / (square_sum * count) if square_sum and count else 1.0

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fd_async.algorithms.advantages import group_advantages, is_flat
-from fd_async.algorithms.grpo import PolicyLoss, clipped_policy_loss, kl_k3
+from fd_async.algorithms.grpo import KlEstimator, PolicyLoss, clipped_policy_loss, kl_estimate, kl_k3
+from fd_async.algorithms.importance import sequence_weights
 
 
 def loss_at(ratio: float, advantage: float, **changes: Any) -> tuple[PolicyLoss, Tensor]:
@@ -101,3 +102,50 @@ def test_kl_to_the_reference_pulls_back() -> None:
     (gradient_T,) = torch.autograd.grad(result.loss, logprobs_T)
     assert gradient_T.tolist() == pytest.approx([0.0, 0.1 * (1 - math.exp(-0.5))])
     assert result.loss.item() == pytest.approx(0.1 * (math.exp(-0.5) + 0.5 - 1))
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+def test_kl_estimators_have_the_expected_value_and_gradient_that_are_stated(estimator: KlEstimator) -> None:
+    """Over a whole vocabulary: k1 and k3 estimate KL(p || r); as losses k1 pulls nowhere, k2 along KL(p || r), k3
+    along KL(r || p)."""
+    generator = torch.Generator().manual_seed(1)
+    logits_V = torch.randn(40, generator=generator, dtype=torch.float64).requires_grad_()
+    reference_V = torch.randn(40, generator=generator, dtype=torch.float64).log_softmax(-1)
+    logp_V = logits_V.log_softmax(-1)
+    p_V = logp_V.detach().exp()
+    estimate = (p_V * kl_estimate(logp_V, reference_V, estimator)).sum()
+    (gradient_V,) = torch.autograd.grad(estimate, logits_V, retain_graph=True)
+    reverse = (logp_V.exp() * (logp_V - reference_V)).sum()
+    forward = (reference_V.exp() * (reference_V - logp_V)).sum()
+    if estimator != "k2":
+        torch.testing.assert_close(estimate, reverse)
+    expected = {"k2": reverse, "k3": forward}
+    expected_V = torch.zeros_like(logits_V)
+    if estimator in expected:
+        (expected_V,) = torch.autograd.grad(expected[estimator], logits_V)
+    torch.testing.assert_close(gradient_V, expected_V)
+
+
+def test_an_unknown_estimator_is_refused() -> None:
+    """The message names the key and the choices."""
+    with pytest.raises(ValueError, match=r"algorithm\.kl_estimator"):
+        kl_estimate(torch.zeros(1), torch.zeros(1), "k4")  # type: ignore[arg-type]
+
+
+def test_sequence_mean_gives_every_sequence_the_same_say() -> None:
+    """With 1 / length per token, loss and gradient are the sum over sequences of their own means."""
+    lengths, generator = [1, 4, 2], torch.Generator().manual_seed(2)
+    logprobs_T = -torch.rand(7, generator=generator, dtype=torch.float64)
+    behaviour_T, advantages_T = logprobs_T - 0.05, torch.randn(7, generator=generator, dtype=torch.float64)
+    settings: dict[str, Any] = {"clip_low": 0.2, "clip_high": 0.2, "importance_cap": 2.0, "kl_weight": 0.1}
+    leaf_T = logprobs_T.clone().requires_grad_()
+    weights_T = sequence_weights(lengths)
+    whole = clipped_policy_loss(
+        leaf_T, behaviour_T, advantages_T, reference_T=behaviour_T, weights_T=weights_T, **settings
+    ).loss
+    parts = [
+        clipped_policy_loss(lp, b, a, reference_T=b, **settings).loss.item() / len(lp)
+        for lp, b, a in zip(*(x.split(lengths) for x in (logprobs_T, behaviour_T, advantages_T)), strict=True)
+    ]
+    assert whole.item() == pytest.approx(sum(parts), rel=1e-6)
+    assert weights_T.tolist() == pytest.approx([1, 0.25, 0.25, 0.25, 0.25, 0.5, 0.5])
