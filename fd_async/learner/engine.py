@@ -1,27 +1,31 @@
-"""The DeepSpeed engine around the policy: gradients, clipping, optimizer, its part of a checkpoint.
+"""The DeepSpeed engine around the policy: gradients, clipping, optimizer, and whose weights the module computes with.
 
-The only file that imports deepspeed. Gradients accumulate over any number of backward calls; `step` reduces them
-over ranks (mean), clips and updates. An update with a gradient that is not finite never happens.
+Gradients accumulate over any number of backward calls; `step` reduces them over ranks (mean), clips and updates. An
+update with a gradient that is not finite never happens. Parameter names are those of the language model.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
-from deepspeed.utils import safe_get_full_fp32_param
-from torch import Tensor
+from torch import Tensor, nn
 
 from fd_async.config.schema import RunConfig
-from fd_async.errors import CheckpointError, NonFiniteLoss
+from fd_async.errors import LearnerError, NonFiniteLoss
 from fd_async.learner.batching import Rows
 from fd_async.learner.model import Objective, Policy
+from fd_async.learner.shadow import Shadow
+from fd_async.learner.shards import Fragment, find_shards, fragments
 
-_TAG = "deepspeed"
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+_MAX_BUCKET = 200_000_000
+"""Elements that gradients are reduced in; DeepSpeed holds a buffer of that size."""
 
 
 def init_distributed(backend: str, timeout_s: float) -> None:
@@ -42,8 +46,11 @@ class Engine:
     def __init__(self, policy: Policy, config: RunConfig) -> None:
         learner = config.learner
         self.policy = policy
+        self._parameters: dict[str, nn.Parameter] = dict(policy.lm.named_parameters())
+        self.shapes = {name: parameter.shape for name, parameter in self._parameters.items()}
+        """Whole shapes by name, under every ZeRO stage."""
         self._stage, self._clip = effective_zero_stage(config), learner.grad_clip
-        self._norm = float("nan")
+        self._norm, self._broken = float("nan"), False
         optimizer = torch.optim.AdamW(
             policy.parameters(),
             lr=learner.lr,
@@ -54,10 +61,18 @@ class Engine:
         )
         if self._stage == 0:
             optimizer.register_step_pre_hook(self._clip_reduced)
-        self._engine: Any = deepspeed.initialize(model=policy, optimizer=optimizer, config=self._settings(config))[0]
+        settings = zero_settings(config, self.shapes)
+        self._engine: Any = deepspeed.initialize(model=policy, optimizer=optimizer, config=settings)[0]
+        if self._stage == 3:
+            # `Policy.forward` uses the head outside of the module that owns it.
+            deepspeed.zero.register_external_parameter(policy, policy.output_weight)
+        self._torch_optimizer = self._engine.optimizer.optimizer if self._stage else self._engine.optimizer
+        self.shards = find_shards(self._stage, self._parameters, self._engine.optimizer)
 
     def __call__(self, rows: Rows, objective: Objective) -> Any:
-        """Run a forward pass whose result takes part in backward."""
+        """Run a forward pass; its result takes part in backward unless gradients are off. Collective under ZeRO 3."""
+        if self._broken:
+            raise LearnerError("the learner broke off while its module held other weights; start it again")
         return self._engine(rows, objective)
 
     def backward(self, loss: Tensor) -> None:
@@ -84,27 +99,65 @@ class Engine:
         self._engine.optimizer.zero_grad()
         self._engine.zero_grad()
 
-    def full_precision_parameters(self) -> dict[str, Tensor]:
-        """Return float32 parameters by name: the master weights where the model computes in less. Collective."""
-        parameters = dict(self.policy.named_parameters())
-        if self.policy.head_VH.dtype == torch.float32:
-            return {name: parameter.detach() for name, parameter in parameters.items()}
-        full = {name: safe_get_full_fp32_param(parameter) for name, parameter in parameters.items()}
-        return {name: tensor for name, tensor in full.items() if tensor is not None}
+    @contextmanager
+    def wearing(self, shadow: Shadow) -> Iterator[None]:
+        """Compute with the shadow's weights inside the block, without gradients; then with the student's again.
 
-    def save(self, folder: Path) -> None:
-        """Write weights and optimizer state exactly. Collective."""
-        self._engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
-
-    def load(self, folder: Path) -> None:
-        """Restore what `save` wrote on the same number of ranks. Collective.
-
-        Raises:
-            CheckpointError: DeepSpeed found nothing to load.
+        Exact in both directions: the student's float32 weights are not touched, and rounding them gives the module
+        back what the last update gave it. Collective.
         """
-        path, _ = self._engine.load_checkpoint(str(folder), tag=_TAG)
-        if path is None:
-            raise CheckpointError(f"{folder}: no DeepSpeed state; the checkpoint is incomplete")
+        self.shards.publish(shadow.flats)
+        self.policy.eval()
+        try:
+            with torch.no_grad():
+                yield
+        except BaseException:
+            # Putting the weights back is collective, and the other ranks are not there.
+            self._broken = True
+            raise
+        self.policy.train()
+        self.shards.publish(self.shards.flats)
+
+    @property
+    def replicated(self) -> bool:
+        """Tell whether every rank holds everything (ZeRO 0)."""
+        return self._stage == 0
+
+    @property
+    def num_updates(self) -> int:
+        """Optimizer updates so far."""
+        state = self._torch_optimizer.state.get(self.shards.keys[0])
+        return int(state["step"]) if state else 0
+
+    def states(self) -> dict[str, dict[str, Fragment]]:
+        """Return this rank's share: `master`, and after the first update `exp_avg` and `exp_avg_sq`, live."""
+        flats = {"master": self.shards.flats}
+        if self.num_updates:
+            for moment in _MOMENTS:
+                flats[moment] = [self._torch_optimizer.state[key][moment].view(-1) for key in self.shards.keys]
+        return {kind: fragments(self.shards.pieces, tensors) for kind, tensors in flats.items()}
+
+    @torch.no_grad()
+    def restore(self, states: Mapping[str, Mapping[str, Tensor]], num_updates: int) -> None:
+        """Take over weights and moments with the names and lengths of `states()`. Collective."""
+        for key in self.shards.keys:
+            self._torch_optimizer.state[key] = {
+                "step": torch.tensor(float(num_updates), device=key.device),
+                **{moment: torch.zeros_like(key) for moment in _MOMENTS},
+            }
+        if not num_updates:
+            self._torch_optimizer.state.clear()
+        for kind, mine in self.states().items():
+            for name, fragment in mine.items():
+                fragment.values.copy_(states[kind][name])
+        self.shards.publish(self.shards.flats)
+
+    @contextmanager
+    def gathered(self, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+        """Yield whole parameters in the module's type, for reading inside the block. Collective under ZeRO 3."""
+        chosen = {name: self._parameters[name] for name in names}
+        with deepspeed.zero.GatheredParameters(list(chosen.values()), enabled=self._stage == 3):
+            yield {name: parameter.detach() for name, parameter in chosen.items()}
 
     def _clip_reduced(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """Clip at stage 0, on reduced gradients right before the update: DeepSpeed does not tell the norm there."""
@@ -116,18 +169,32 @@ class Engine:
         if not math.isfinite(self._norm):
             raise NonFiniteLoss(f"the gradient norm is {self._norm}; no weight was changed")
 
-    def _settings(self, config: RunConfig) -> dict[str, Any]:
-        is_bfloat16 = config.model.dtype == "bfloat16"
-        settings: dict[str, Any] = {
-            "train_micro_batch_size_per_gpu": 1,
-            "gradient_accumulation_steps": 1,
-            "managed_gradient_accumulation": False,
-            "gradient_clipping": self._clip if self._stage else 0.0,
-            "zero_optimization": {"stage": self._stage},
-            "zero_allow_untested_optimizer": True,
-            "steps_per_print": 1 << 62,
-            "bf16": {"enabled": is_bfloat16, "check_grad_overflow": True},
-        }
-        if is_bfloat16:
-            settings["data_types"] = {"grad_accum_dtype": "fp32"}
-        return settings
+
+def zero_settings(config: RunConfig, shapes: Mapping[str, torch.Size]) -> dict[str, Any]:
+    """Return DeepSpeed's configuration."""
+    stage, offload = effective_zero_stage(config), config.learner.offload
+    is_bfloat16 = config.model.dtype == "bfloat16"
+    sizes = [shape.numel() for shape in shapes.values()]
+    bucket = max(*sizes, min(sum(sizes), _MAX_BUCKET))
+    zero: dict[str, Any] = {"stage": stage, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
+    if offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": bool(config.learner.gpus)}
+    if stage == 3:
+        # Whoever swaps shards must find every parameter in them.
+        zero |= {"stage3_param_persistence_threshold": 0, "stage3_prefetch_bucket_size": bucket}
+        if offload == "optimizer_and_parameters":
+            zero["offload_param"] = {"device": "cpu", "pin_memory": bool(config.learner.gpus)}
+    settings: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": config.learner.grad_clip if stage else 0.0,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 1 << 62,
+        "bf16": {"enabled": is_bfloat16, "check_grad_overflow": True},
+    }
+    if is_bfloat16:
+        settings["data_types"] = {"grad_accum_dtype": "fp32"}
+    return settings

@@ -1,25 +1,25 @@
-"""Model weights inside a rank: the policy that DeepSpeed wraps, the EMA teacher, the frozen reference.
-
-Invariant: dropout is off everywhere, and the teacher's average is float32 whatever the model computes in.
-"""
+"""The language model of a rank, as DeepSpeed wraps it. Invariant: dropout is off."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import structlog
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from fd_async.algorithms.ema import update_ema
-from fd_async.algorithms.lm_head import at_least_float32
+from fd_async.algorithms.lm_head import Head
 from fd_async.errors import PreflightError
 from fd_async.learner.batching import Rows
+from fd_async.learner.packing import prepare
 
-Objective = Callable[[Tensor, Tensor], Any]
-"""(hidden states [T, H], lm_head weight [V, H]) -> what forward returns."""
+log = structlog.stdlib.get_logger(__name__)
+
+Objective = Callable[[Tensor, Head], Any]
+"""(hidden states [T, H], head) -> what forward returns."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -31,29 +31,46 @@ class Policy(nn.Module):
     an engine around this module see one ordinary forward pass.
     """
 
-    def __init__(self, lm: nn.Module) -> None:
+    def __init__(self, lm: nn.Module, device: torch.device | None = None, num_ids: int = 0) -> None:
         super().__init__()
-        self.lm = lm
+        self.lm, self.num_ids = lm, num_ids
+        self.device = device or self.output_weight.device
+        self.why_padded = prepare(lm)
+        """Why rows must be padded; empty where they may be packed."""
 
     def forward(self, rows: Rows, objective: Objective) -> Any:
         body: Any = self.lm.base_model
-        output = body(input_ids=rows.input_ids_BL, position_ids=rows.position_ids_BL, use_cache=False)
+        borders = {} if rows.packing is None else {"packing": rows.packing}
+        if borders and self.why_padded:
+            raise PreflightError(f"learner.packing = true: sequences cannot be packed here; {self.why_padded}")
+        output = body(input_ids=rows.input_ids_BL, position_ids=rows.position_ids_BL, use_cache=False, **borders)
         hidden_TH = output.last_hidden_state.flatten(0, 1).index_select(0, rows.rows_T)
-        return objective(hidden_TH, self.head_VH)
+        return objective(hidden_TH, self.head)
 
     @property
-    def head_VH(self) -> Tensor:
-        """The lm_head weight; the embedding matrix when they are tied."""
+    def output_weight(self) -> nn.Parameter:
+        """The lm_head weight as the module holds it; the embedding matrix when they are tied."""
         lm: Any = self.lm
         return lm.get_output_embeddings().weight
 
     @property
-    def device(self) -> torch.device:
-        return self.head_VH.device
+    def head(self) -> Head:
+        """The map from hidden states to logits, as the model's own `forward` applies it."""
+        lm: Any = self.lm
+        config = lm.config.get_text_config()
+        weight, num_rows = self.output_weight, config.vocab_size
+        scale = float(getattr(config, "logit_scale", None) or 1.0) / float(
+            getattr(config, "logits_scaling", None) or 1.0
+        )
+        softcap = float(getattr(config, "final_logit_softcapping", None) or 0.0)
+        return Head(weight if len(weight) == num_rows else weight[:num_rows], scale, softcap, self.num_ids)
 
 
-def load_policy(path: str | Path, dtype: str, device: torch.device) -> Policy:
+def load_policy(path: str | Path, dtype: str, device: torch.device, *, stay_on_cpu: bool = False) -> Policy:
     """Load a Hugging Face model with dropout off.
+
+    Args:
+        stay_on_cpu: leave the parameters there; ZeRO 3 moves this rank's slices to the device itself.
 
     Raises:
         PreflightError: there is no loadable causal language model at `path`.
@@ -69,38 +86,20 @@ def load_policy(path: str | Path, dtype: str, device: torch.device) -> Policy:
             module.p = 0.0
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.0
-    return Policy(lm.to(device))
+    if stay_on_cpu:
+        for buffer in lm.buffers():
+            buffer.data = buffer.data.to(device)
+    else:
+        lm = lm.to(device)
+    policy = Policy(lm, device, _known_ids(path))
+    if policy.why_padded:
+        log.warning("sequences are padded, never packed, with this model", model=str(path), why=policy.why_padded)
+    return policy
 
 
-def freeze(policy: Policy) -> Policy:
-    """Switch to evaluation and drop gradients, in place."""
-    return policy.eval().requires_grad_(False)
-
-
-class Teacher:
-    """EMA copy of the student: a float32 average by parameter name, and the module that computes with it.
-
-    In float32 the module's own parameters are the average. Otherwise the module holds a rounded copy.
-    """
-
-    def __init__(self, policy: Policy) -> None:
-        self.policy = freeze(policy)
-        self.average: dict[str, Tensor] = {
-            name: at_least_float32(parameter.detach()) for name, parameter in policy.named_parameters()
-        }
-
-    def update(self, student: Mapping[str, Tensor], retention: float) -> None:
-        """Move the average towards the student's full-precision parameters."""
-        update_ema(self.average, student, retention)
-        self._publish()
-
-    def load(self, average: Mapping[str, Tensor]) -> None:
-        """Replace the average, exactly."""
-        update_ema(self.average, average, 0.0)
-        self._publish()
-
-    @torch.no_grad()
-    def _publish(self) -> None:
-        for name, parameter in self.policy.named_parameters():
-            if parameter.data_ptr() != self.average[name].data_ptr():
-                parameter.copy_(self.average[name])
+def _known_ids(path: str | Path) -> int:
+    """Return how many ids the tokenizer beside the model knows; 0 without a tokenizer. Heads are often padded."""
+    try:
+        return max(AutoTokenizer.from_pretrained(path).get_vocab().values()) + 1
+    except (OSError, ValueError):
+        return 0

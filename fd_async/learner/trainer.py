@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from fd_async.config.schema import RunConfig
 from fd_async.errors import AlignmentError, NonFiniteLoss
 from fd_async.learner.batching import MicroBatch
-from fd_async.learner.objectives import FeedbackDistillation, Grpo, StepContext, TrainingEngine
+from fd_async.learner.objectives import StepContext, StepObjective, TrainingEngine
 from fd_async.learner.split import check_alignment, micro_batches
 from fd_async.learner.totals import Stopwatch, Totals, max_over_ranks, sum_over_ranks
 from fd_async.types import StepReport, TrainingSample
@@ -34,9 +34,7 @@ def learning_rate(step: int, lr: float, warmup_steps: int, *, decay_steps: int =
 class Trainer:
     """Runs gradient steps with an engine and an objective."""
 
-    def __init__(
-        self, config: RunConfig, engine: TrainingEngine, objective: FeedbackDistillation | Grpo, world_size: int
-    ) -> None:
+    def __init__(self, config: RunConfig, engine: TrainingEngine, objective: StepObjective, world_size: int) -> None:
         self._config, self._engine, self._objective = config, engine, objective
         self._world_size, self._device = world_size, engine.policy.device
 
@@ -47,6 +45,7 @@ class Trainer:
         step: int,
         score_ids: Sequence[str] = (),
         gain_ids: Sequence[str] = (),
+        anchor_ids: Sequence[str] = (),
     ) -> StepReport:
         """Learn from this rank's share of a batch. Collective; totals in the report are those of all ranks.
 
@@ -54,35 +53,41 @@ class Trainer:
             AlignmentError: a sample's lengths differ, or no rank has a sampled token.
             NonFiniteLoss: on every rank; weights and teacher are as before.
         """
-        learner = self._config.learner
         for sample in samples:
-            check_alignment(sample, needs_teacher=isinstance(self._objective, FeedbackDistillation))
+            check_alignment(sample, needs_teacher=self._config.algorithm.type == "fd")
         divisor = self._global_count(samples)
-        batches = [MicroBatch(group, self._device) for group in micro_batches(samples, learner.micro_batch_tokens)]
-        missing = max_over_ranks(len(batches), self._device) - len(batches)
         context = StepContext(
             step=step,
             scale=self._world_size / divisor,
+            batches=self._batches,
             totals=Totals(self._objective.totals, self._device),
             clock=Stopwatch(self._device),
             score_ids=frozenset(score_ids),
             gain_ids=frozenset(gain_ids),
+            anchor_ids=frozenset(anchor_ids),
         )
-        for batch in [*batches, *(MicroBatch([], self._device) for _ in range(missing))]:
-            self._objective.run(batch, self._engine, context)
+        self._objective.before(samples, self._engine, context)
+        self._objective.learn(samples, self._engine, context)
         sums = context.totals.reduce()
         if not math.isfinite(sums["loss"] + sums.get("anchor_loss", 0.0)):
             self._engine.discard_gradients()
             raise NonFiniteLoss(f"step {step}: the loss is {sums['loss']}; no weight was changed")
-        decay_steps = self._config.run.max_steps if learner.decay == "cosine" else 0
-        lr = learning_rate(step, learner.lr, learner.warmup_steps, decay_steps=decay_steps)
+        decay_steps = self._config.run.max_steps if self._config.learner.decay == "cosine" else 0
+        lr = learning_rate(step, self._config.learner.lr, self._config.learner.warmup_steps, decay_steps=decay_steps)
         with context.clock("optimizer"):
             grad_norm = self._update(step, lr)
-            self._objective.after_update(step, self._engine)
+            self._objective.after(step, self._engine, sums)
         metrics = self._objective.metrics(sums, divisor, step)
         metrics |= {"grad_norm": grad_norm, "lr": lr, "tokens/trained": sums["tokens"]}
         metrics |= {f"time/{name}_s": seconds for name, seconds in context.clock.seconds.items()}
         return StepReport(step=step, metrics=metrics, token_deltas=context.token_deltas)
+
+    def _batches(self, samples: Sequence[TrainingSample]) -> list[MicroBatch]:
+        """Cut this rank's samples into micro-batches, as many as on any rank. Collective."""
+        learner = self._config.learner
+        groups = micro_batches(samples, learner.micro_batch_tokens, packed=learner.packing)
+        groups += [[]] * (max_over_ranks(len(groups), self._device) - len(groups))
+        return [MicroBatch(group, self._device, packed=learner.packing) for group in groups]
 
     def _global_count(self, samples: Sequence[TrainingSample]) -> float:
         """Count what the summed loss is divided by, over all ranks."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,6 +12,8 @@ from torch import Tensor
 from fd_async.errors import NonFiniteLoss
 from fd_async.learner.batching import Rows
 from fd_async.learner.model import Objective, Policy
+from fd_async.learner.shadow import Shadow
+from fd_async.learner.shards import WholeShards
 
 
 class PlainEngine:
@@ -19,6 +23,7 @@ class PlainEngine:
         self.policy, self._clip = policy, grad_clip
         self._optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-3, weight_decay=0.0)
         self.gradients: dict[str, Tensor] = {}
+        self.shards = WholeShards(dict(policy.lm.named_parameters()))
 
     def __call__(self, rows: Rows, objective: Objective) -> Any:
         return self.policy(rows, objective)
@@ -41,5 +46,16 @@ class PlainEngine:
     def discard_gradients(self) -> None:
         self._optimizer.zero_grad()
 
-    def full_precision_parameters(self) -> dict[str, Tensor]:
-        return {name: p.detach() for name, p in self.policy.named_parameters()}
+    @contextmanager
+    def wearing(self, shadow: Shadow) -> Iterator[None]:
+        self.shards.publish(shadow.flats)
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.shards.publish(self.shards.flats)
+
+
+def shadow_of(policy: Policy) -> Shadow:
+    """Return a teacher or reference with this policy's weights."""
+    return Shadow(WholeShards(dict(policy.lm.named_parameters())))

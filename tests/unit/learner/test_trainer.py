@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from fd_async.errors import AlignmentError, NonFiniteLoss
-from fd_async.learner.model import Teacher
-from fd_async.learner.objectives import FeedbackDistillation, Grpo
+from fd_async.learner.feedback_distillation import FeedbackDistillation
+from fd_async.learner.grpo import Grpo
 from fd_async.learner.trainer import Trainer, learning_rate
 from fd_async.types import StepReport, TrainingSample
-from tests.fakes.plain_engine import PlainEngine
+from tests.fakes.plain_engine import PlainEngine, shadow_of
 from tests.fakes.tiny_policy import tiny_config, tiny_policy, tiny_samples
 
 DEVICE = torch.device("cpu")
@@ -27,15 +27,20 @@ class Bench:
     def __init__(self, teacher_seed: int = 1, **tables: dict[str, Any]) -> None:
         self.config = tiny_config(**tables)
         self.engine = PlainEngine(tiny_policy(0).train())
-        self.teacher = Teacher(tiny_policy(teacher_seed))
+        self.teacher_policy = tiny_policy(teacher_seed).eval().requires_grad_(False)
+        self.shadow = shadow_of(self.teacher_policy)
         is_fd = self.config.algorithm.type == "fd"
-        reference = tiny_policy(1).eval().requires_grad_(False)
-        objective = FeedbackDistillation(self.config, self.teacher) if is_fd else Grpo(self.config, reference)
-        self.trainer = Trainer(self.config, self.engine, objective, world_size=1)
+        self.objective = (FeedbackDistillation if is_fd else Grpo)(self.config, self.shadow)
+        self.trainer = Trainer(self.config, self.engine, self.objective, world_size=1)
 
     def step(self, samples: list[TrainingSample], step: int = 1) -> StepReport:
         names = [sample.rollout_id for sample in samples]
-        return self.trainer.step(samples, step=step, score_ids=names[:2], gain_ids=names)
+        return self.trainer.step(samples, step=step, score_ids=names[:2], gain_ids=names, anchor_ids=names)
+
+    @property
+    def average(self) -> dict[str, torch.Tensor]:
+        """The teacher's weights, flat and live."""
+        return {name: fragment.values for name, fragment in self.shadow.fragments.items()}
 
     @property
     def weights(self) -> dict[str, torch.Tensor]:
@@ -52,7 +57,7 @@ def literal_fd_loss(bench: Bench, samples: list[TrainingSample], student_prompt:
     for sample in samples:
         rows = []
         for policy, prompt in (
-            (bench.teacher.policy, sample.teacher_prompt_ids),
+            (bench.teacher_policy, sample.teacher_prompt_ids),
             (bench.engine.policy, getattr(sample, student_prompt)),
         ):
             logits_LV = policy.lm(input_ids=torch.tensor([prompt + sample.completion_ids])).logits[0].double()
@@ -85,7 +90,7 @@ def test_anchor_matches_the_student_under_the_teachers_prompt() -> None:
     tokens = sum(sum(sample.sampled_mask) for sample in samples)
     loss = literal_fd_loss(bench, samples) + 0.5 * literal_fd_loss(bench, samples, "teacher_prompt_ids")
     anchor = literal_fd_loss(bench, samples, "teacher_prompt_ids").item() / tokens
-    head = bench.engine.policy.head_VH
+    head = bench.engine.policy.output_weight
     (expected,) = torch.autograd.grad(loss / tokens, head)
     report = bench.step(samples, step=2)
     assert report.metrics["anchor/loss"] == pytest.approx(anchor, rel=1e-5)
@@ -144,7 +149,7 @@ def test_token_deltas_align_with_the_completion() -> None:
     for sample in samples[:2]:
         scores = []
         for policy, prompt in (
-            (bench.teacher.policy, sample.teacher_prompt_ids),
+            (bench.teacher_policy, sample.teacher_prompt_ids),
             (bench.engine.policy, sample.prompt_ids),
         ):
             ids = torch.tensor([prompt + sample.completion_ids])
@@ -191,28 +196,47 @@ def test_mismatch_is_zero_when_the_engine_agrees() -> None:
 def test_teacher_moves_on_its_step_alone() -> None:
     """EMA 0.9 every third step, from the student as it is after the update."""
     bench, samples = Bench(algorithm={"ema_every": 3, "ema_retention": 0.9}), tiny_samples(3)
-    start = copy.deepcopy(bench.teacher.average)
+    start = copy.deepcopy(bench.average)
     bench.step(samples, step=2)
-    assert all(torch.equal(start[name], mu) for name, mu in bench.teacher.average.items())
+    assert all(torch.equal(start[name], mu) for name, mu in bench.average.items())
     bench.step(samples, step=3)
     student = bench.weights
-    for name, mu in bench.teacher.average.items():
-        torch.testing.assert_close(mu, 0.9 * start[name] + 0.1 * student[name])
-    for name, parameter in bench.teacher.policy.named_parameters():
-        assert torch.equal(parameter, bench.teacher.average[name])
+    for name, mu in bench.average.items():
+        torch.testing.assert_close(mu, 0.9 * start[name] + 0.1 * student[f"lm.{name}"].view(-1))
+    assert bench.objective.progress["updates"] == 1
+
+
+def test_the_student_gets_its_own_weights_back() -> None:
+    """After the teacher's phase the module holds the student's tensors, not copies of either."""
+    bench, samples = Bench(), tiny_samples(3)
+    before = {name: p.data_ptr() for name, p in bench.engine.policy.named_parameters()}
+    bench.step(samples)
+    assert before == {name: p.data_ptr() for name, p in bench.engine.policy.named_parameters()}
+
+
+def test_the_teacher_waits_while_feedback_moves_it_too_little() -> None:
+    """Below `ema_min_gain` an update is held back and counted; above it goes ahead."""
+    samples = tiny_samples(3)
+    held = Bench(algorithm={"ema_every": 1, "ema_min_gain": 1e3})
+    start = copy.deepcopy(held.average)
+    metrics = held.step(samples).metrics
+    assert (metrics["teacher/updates_held"], metrics["teacher/updates"], metrics["teacher/age_steps"]) == (1, 0, 1)
+    assert all(torch.equal(start[name], mu) for name, mu in held.average.items())
+    free = Bench(algorithm={"ema_every": 1, "ema_min_gain": 1e-9, "top_k": 64}).step(samples).metrics
+    assert (free["teacher/updates_held"], free["teacher/updates"], free["teacher/age_steps"]) == (0, 1, 0)
 
 
 def test_a_loss_that_is_not_finite_changes_nothing() -> None:
     """The error names the step; weights, teacher and pending gradients are as before."""
     bench, samples = Bench(), tiny_samples(3)
-    healthy = bench.teacher.average["lm.model.norm.weight"].clone()
-    bench.teacher.average["lm.model.norm.weight"].fill_(float("nan"))
+    healthy = bench.average["model.norm.weight"].clone()
+    bench.average["model.norm.weight"].fill_(float("nan"))
     before = bench.weights
     with pytest.raises(NonFiniteLoss, match="step 5"):
         bench.step(samples, step=5)
     assert all(torch.equal(before[name], tensor) for name, tensor in bench.weights.items())
     assert all(p.grad is None for p in bench.engine.policy.parameters())
-    bench.teacher.average["lm.model.norm.weight"].copy_(healthy)
+    bench.average["model.norm.weight"].copy_(healthy)
     assert math.isfinite(bench.step(samples, step=5).metrics["loss"])
 
 
@@ -244,7 +268,7 @@ def test_grpo_step_equals_the_literal_formula() -> None:
                 held = ratio.clamp(0.8, 1.2) * sample.advantage
                 total = total - torch.minimum(free, held) + 0.05 * ((ref - logp).exp() - (ref - logp) - 1)
                 tokens += 1
-    (expected,) = torch.autograd.grad(total / tokens, bench.engine.policy.head_VH)
+    (expected,) = torch.autograd.grad(total / tokens, bench.engine.policy.output_weight)
     report = bench.step(samples)
     assert report.metrics["loss"] == pytest.approx(total.item() / tokens, rel=1e-4)
     torch.testing.assert_close(bench.engine.gradients["lm.model.embed_tokens.weight"], expected, rtol=1e-3, atol=1e-6)

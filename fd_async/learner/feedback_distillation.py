@@ -1,0 +1,237 @@
+"""Feedback Distillation: the student under its prompt follows the teacher under prompt + feedback (paper section 3).
+
+The anchor (`algorithm.anchor_weight`) has the student follow the teacher under feedback too, on some steps and
+samples. Without it the weights that follow feedback are never trained, the average carries the loss of that skill
+into the teacher, and the teacher then teaches nothing. The targets are those that the step has anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fd_async.algorithms.distillation import Loss, StudentLoss, student_cross_entropy
+from fd_async.algorithms.importance import Importance, RowWeights, effective_share, sequence_weights
+from fd_async.algorithms.lm_head import Head
+from fd_async.algorithms.targets import TeacherTargets, teacher_top_k, top_k_overlap
+from fd_async.config.schema import RunConfig
+from fd_async.learner.batching import MicroBatch, Rows
+from fd_async.learner.objectives import StepContext, TrainingEngine, add_mismatch, chosen, mismatch_metrics
+from fd_async.learner.shadow import Shadow
+from fd_async.learner.totals import Totals
+from fd_async.types import TrainingSample
+
+GAIN_RETENTION = 0.9
+"""Of the running mean of the gain from feedback that `algorithm.ema_min_gain` is compared with."""
+
+
+class FeedbackDistillation:
+    """Student under its prompt follows the EMA teacher under prompt + feedback; optionally the anchor."""
+
+    totals: ClassVar = (
+        *("loss", "anchor_loss", "tokens", "student_entropy", "student_mass", "teacher_mass", "teacher_entropy"),
+        *(
+            "cross_entropy",
+            "teacher_p_log_p",
+            "gain",
+            "overlap",
+            "gain_tokens",
+            "mismatch",
+            "fresh_mismatch",
+            "fresh_tokens",
+        ),
+        *("importance", "importance_squared", "capped"),
+    )
+
+    def __init__(self, config: RunConfig, teacher: Shadow) -> None:
+        self.shadow, self._algorithm = teacher, config.algorithm
+        self._chunk_tokens = config.learner.lm_head_chunk_tokens
+        self._temperature = config.rollout.temperature
+        self._targets: dict[str, TeacherTargets] = {}
+        """Of the current step, by rollout."""
+        self.progress: dict[str, float] = {"updates": 0, "held": 0, "age": 0}
+        """Teacher updates made and held back, gradient steps since the last, `gain`: running mean. Checkpointed."""
+
+    def has_anchor(self, step: int) -> bool:
+        """Tell whether the anchor is part of this step."""
+        return self._algorithm.anchor_weight > 0 and step % self._algorithm.anchor_every == 0
+
+    def before(self, samples: Sequence[TrainingSample], engine: TrainingEngine, context: StepContext) -> None:
+        """Take the teacher's targets of all samples, and its gain from feedback on some."""
+        self._targets = {}
+        with context.clock("teacher"), engine.wearing(self.shadow):
+            for batch in context.batches(samples):
+                targets = self._look(engine, batch.teacher())
+                columns = zip(*(column.split(batch.num_sampled) for column in targets), strict=True)
+                self._targets |= {
+                    sample.rollout_id: TeacherTargets(*parts)
+                    for sample, parts in zip(batch.samples, columns, strict=True)
+                }
+            for batch in context.batches(chosen(samples, context.gain_ids)):
+                self._measure_gain(engine, batch, context.totals)
+
+    def learn(self, samples: Sequence[TrainingSample], engine: TrainingEngine, context: StepContext) -> None:
+        """Forward and backward of every micro-batch, then of the anchor's."""
+        with context.clock("student"):
+            for batch in context.batches(samples):
+                self._measure(batch, self._learn_batch(engine, batch, context), context)
+        if not self.has_anchor(context.step):
+            return
+        with context.clock("anchor"):
+            share = self._algorithm.anchor_share
+            for batch in context.batches(chosen(samples, context.anchor_ids) if share < 1 else samples):
+                rows, targets = batch.teacher(), self._targets_of(batch)
+                anchor = engine(rows, self._following(rows, targets, self._weights(batch, "none")))
+                engine.backward(anchor.loss * (context.scale * self._algorithm.anchor_weight / share))
+                context.totals.add("anchor_loss", anchor.loss / share)
+
+    def after(self, step: int, engine: TrainingEngine, sums: dict[str, float]) -> None:
+        """Move the teacher on every `ema_every`-th step, unless its gain from feedback has fallen too low."""
+        algorithm, progress, gain = self._algorithm, self.progress, self._gain(sums)
+        progress["age"] += 1
+        if gain is not None:
+            before = progress.get("gain", gain)
+            progress["gain"] = GAIN_RETENTION * before + (1 - GAIN_RETENTION) * gain
+        if step % algorithm.ema_every or algorithm.ema_retention == 1.0:
+            return
+        if algorithm.ema_min_gain and progress.get("gain", algorithm.ema_min_gain) < algorithm.ema_min_gain:
+            progress["held"] += 1
+            return
+        self.shadow.follow(engine.shards.flats, algorithm.ema_retention)
+        progress["updates"], progress["age"] = progress["updates"] + 1, 0
+
+    def _gain(self, sums: dict[str, float]) -> float | None:
+        """Return the step's gain from feedback, nats per token, where it was measured."""
+        return sums["gain"] / sums["gain_tokens"] if sums["gain_tokens"] else None
+
+    def metrics(self, sums: dict[str, float], divisor: float, step: int) -> dict[str, float]:
+        """Turn reduced totals into metrics; `divisor` is the global token or sequence count."""
+        tokens = sums["tokens"]
+        metrics = {
+            "loss": sums["loss"] / divisor,
+            "teacher/topk_mass": sums["teacher_mass"] / tokens,
+            "teacher/entropy": sums["teacher_entropy"] / tokens,
+            "teacher/age_steps": self.progress["age"],
+            "teacher/updates": self.progress["updates"],
+            "policy/entropy": sums["student_entropy"] / tokens,
+            "policy/topk_mass": sums["student_mass"] / tokens,
+            "policy/teacher_kl": (sums["cross_entropy"] + sums["teacher_p_log_p"]) / tokens,
+        } | mismatch_metrics(sums)
+        if (gain := self._gain(sums)) is not None:
+            metrics["teacher/feedback_gain"] = gain
+            metrics["policy/topk_overlap"] = sums["overlap"] / sums["gain_tokens"]
+        if self._algorithm.ema_min_gain:
+            metrics["teacher/updates_held"] = self.progress["held"]
+        if self.has_anchor(step):
+            metrics["anchor/loss"] = sums["anchor_loss"] / divisor
+        if self._algorithm.importance != "none":
+            metrics["importance/mean"] = sums["importance"] / tokens
+            metrics["importance/effective_share"] = effective_share(
+                sums["importance"], sums["importance_squared"], tokens
+            )
+            metrics["importance/cap_fraction"] = sums["capped"] / tokens
+        return metrics
+
+    def _look(self, engine: TrainingEngine, rows: Rows) -> TeacherTargets:
+        return engine(
+            rows,
+            lambda hidden_TH, head: teacher_top_k(
+                hidden_TH, head, rows.sampled_ids_T, top_k=self._algorithm.top_k, chunk_tokens=self._chunk_tokens
+            ),
+        )
+
+    def _targets_of(self, batch: MicroBatch) -> TeacherTargets:
+        """Join the targets of a micro-batch's samples; none for an empty one."""
+        found = [self._targets[sample.rollout_id] for sample in batch.samples]
+        if not found:
+            ids_TK = torch.zeros(0, self._algorithm.top_k, dtype=torch.long, device=batch.device)
+            none_T = torch.zeros(0, device=batch.device)
+            return TeacherTargets(ids_TK, none_T.new_zeros(ids_TK.shape), none_T, none_T, none_T, none_T)
+        return TeacherTargets(*(torch.cat(columns) for columns in zip(*found, strict=True)))
+
+    def _following(
+        self, rows: Rows, targets: TeacherTargets, weights: RowWeights | None, loss: Loss | None = None
+    ) -> Callable[[Tensor, Head], StudentLoss]:
+        return lambda hidden_TH, head: student_cross_entropy(
+            hidden_TH,
+            head,
+            rows.sampled_ids_T,
+            targets,
+            loss=loss or self._algorithm.loss,
+            chunk_tokens=self._chunk_tokens,
+            temperature=self._temperature,
+            weights=weights,
+        )
+
+    def _weights(self, batch: MicroBatch, importance: Importance) -> RowWeights:
+        """Weigh every token by its sequence's length and by how the policy has moved, as far as configured."""
+        by_length = self._algorithm.normalisation == "sequence_mean"
+        return RowWeights(
+            factor_T=sequence_weights(batch.num_sampled, batch.device) if by_length else None,
+            importance=importance,
+            cap=self._algorithm.importance_cap,
+            behaviour_T=batch.behaviour_T(),
+            lengths=batch.num_sampled,
+        )
+
+    def _cross_entropy_T(self, loss: StudentLoss, targets: TeacherTargets) -> Tensor:
+        """Return - sum_S p log q of every row, whatever the variant of the loss; for the KL estimate."""
+        match self._algorithm.loss:
+            case "renormalised":
+                return loss.loss_T * targets.mass_T
+            case "both_renormalised":
+                return (loss.loss_T - loss.mass_T.log()) * targets.mass_T
+            case "tail_bucket":
+                tail_T = torch.log1p(-loss.mass_T.clamp(max=1 - 1e-7))
+                return loss.loss_T + targets.log_tail_T.exp() * tail_T
+        return loss.loss_T
+
+    def _learn_batch(self, engine: TrainingEngine, batch: MicroBatch, context: StepContext) -> StudentLoss:
+        """Take the gradient of one micro-batch."""
+        rows, targets = batch.student(), self._targets_of(batch)
+        weights = self._weights(batch, self._algorithm.importance)
+        watched_T = batch.is_one_of_T(context.gain_ids)
+
+        def follow(hidden_TH: Tensor, head: Head) -> tuple[StudentLoss, Tensor]:
+            loss = self._following(rows, targets, weights)(hidden_TH, head)
+            watched = TeacherTargets(*(column[watched_T] for column in targets))
+            overlap_T = top_k_overlap(hidden_TH[watched_T], head, watched, chunk_tokens=self._chunk_tokens)
+            return loss, overlap_T.sum()
+
+        loss, overlap = engine(rows, follow)
+        engine.backward(loss.loss * context.scale)
+        context.totals.add("overlap", overlap)
+        return loss
+
+    def _measure_gain(self, engine: TrainingEngine, batch: MicroBatch, totals: Totals) -> None:
+        """Sum p (log p with feedback - log p without) over the teacher's top K. The module wears the teacher."""
+        targets = self._targets_of(batch)
+        rows = batch.student()
+        without = engine(rows, self._following(rows, targets, None, "truncated"))
+        totals.add("gain", targets.negative_entropy_T + without.loss_T)
+        totals.add("gain_tokens", len(targets.mass_T))
+
+    def _measure(self, batch: MicroBatch, loss: StudentLoss, context: StepContext) -> None:
+        targets, add = self._targets_of(batch), context.totals.add
+        add("loss", loss.loss)
+        add("tokens", len(targets.mass_T))
+        add("cross_entropy", self._cross_entropy_T(loss, targets))
+        add("student_entropy", loss.entropy_T)
+        add("student_mass", loss.mass_T)
+        add("teacher_mass", targets.mass_T)
+        add("teacher_entropy", targets.entropy_T)
+        add("teacher_p_log_p", targets.negative_entropy_T)
+        add("importance", loss.importance_T)
+        add("importance_squared", loss.importance_T.square())
+        add("capped", loss.capped_T)
+        add_mismatch(batch, loss.sampled_logprobs_T, context.totals)
+        delta_T = targets.sampled_logprobs_T - loss.logprobs_T
+        for sample, deltas in zip(batch.samples, delta_T.split(batch.num_sampled), strict=True):
+            if sample.rollout_id in context.score_ids:
+                values = iter(deltas.tolist())
+                context.token_deltas[sample.rollout_id] = [
+                    next(values) if sampled else 0.0 for sampled in sample.sampled_mask
+                ]
