@@ -341,12 +341,12 @@ class Checkpoint(Table, frozen=True):
     keep_last: Annotated[int, _d("Checkpoints kept.", gt=0)] = 2
     min_free_gib: Annotated[float, _d("Refuse to write below this much free disk, GiB.", ge=0)] = 1.0
     background: Annotated[bool, _d("Training goes on while a checkpoint is written from a copy in memory.")] = True
-    timeout_s: Annotated[float, _d("Deadline for writing one checkpoint, seconds.", gt=0)] = 3600.0
+    timeout_s: Annotated[float, _d("Deadline for writing one checkpoint, seconds.", gt=0)] = 1500.0
     shard_gib: Annotated[float, _d("Largest file of exported weights, GiB.", gt=0)] = 5.0
 
 
 class Alarms(Table, frozen=True):
-    """Signs of collapse, and what is done about them. 0 turns a single alarm off. Docs: docs/stability.md."""
+    """Signs of collapse, and what is done about them. 0 turns a single alarm off. Docs: docs/metrics.md."""
 
     action: Annotated[
         Literal["warn", "stop", "rollback"],

@@ -158,6 +158,8 @@ def step_line(row: Mapping[str, Any], snapshot: Mapping[str, Any] | None = None)
         ("solved {}", row.get("train/pass_rate"), percent),
         ("gain {}", row.get("teacher/feedback_gain"), decimal),
         ("entropy {}", row.get("policy/entropy"), decimal),
+        ("ALARMS {}", row.get("alarms/raised") or None, str),
+        ("rolled back to {}", row.get("alarms/rollback_to"), str),
         ("stale {}", row.get("staleness/mean"), lambda x: f"{x:.1f}"),
         ("{} tok/s", snapshot.get("tokens_per_s"), short),
         ("{}", row.get("time/step_s"), duration),

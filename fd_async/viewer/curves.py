@@ -14,8 +14,13 @@ Point = list[float]
 CHARTS: tuple[tuple[str, str, str, tuple[tuple[str, str], ...]], ...] = (
     ("Loss", "nats/token", "line", (("loss", "loss"), ("anchor", "anchor/loss"))),
     ("Policy entropy", "nats/token", "line", (("policy", "policy/entropy"), ("teacher", "teacher/entropy"))),
-    ("Feedback gain", "nats/token", "line", (("log p teacher − log p student", "teacher/feedback_gain"),)),
-    ("Teacher mass in the top K", "share", "line", (("mass", "teacher/topk_mass"),)),
+    ("Feedback gain", "nats/token", "line", (
+        ("teacher with feedback against without", "teacher/feedback_gain"),
+        ("teacher against policy", "policy/teacher_kl"))),
+    ("The teacher's top K", "share", "line", (
+        ("its mass", "teacher/topk_mass"), ("the policy's mass", "policy/topk_mass"),
+        ("shared with the policy's top K", "policy/topk_overlap"))),
+    ("Alarms raised", "alarms", "line", (("raised", "alarms/raised"),)),
     ("Distinct names in accepted proofs, since the start", "names", "line", (
         ("lemmas", "proofs/lemmas_total"), ("tactics", "proofs/tactics_total"))),
     ("Staleness", "versions", "line", (("mean", "staleness/mean"), ("max", "staleness/max"))),

@@ -143,6 +143,10 @@ def _totals(rows: Sequence[Mapping[str, Any]], num_attempts: int, more: bool) ->
         ("spent", "feedback/usd", lambda usd: f"${usd:,.2f}"),
     )
     totals += [(label, show(value)) for label, key, show in counters if (value := total(rows, key)) is not None]
+    if num_alarmed := sum(bool(value) for _, value in points(rows, "alarms/raised")):
+        totals.append(("steps with an alarm", f"{num_alarmed}"))
+    if rollbacks := points(rows, "alarms/rollback_to"):
+        totals.append(("rolled back", ", ".join(f"step {step} to {to_step}" for step, to_step in rollbacks)))
     totals.append(("time in steps", duration(sum(value for _, value in points(rows, "time/step_s")))))
     totals.append(("attempts below, the rest in ledger.db" if more else "attempts", f"{num_attempts}"))
     return totals
