@@ -28,9 +28,16 @@ from fd_async.data.statements import StatementOrder, limit_by_hash, read_stateme
 from fd_async.errors import CheckpointError, ConfigError, FeedbackRejected, PreflightError
 from fd_async.evaluation import SuiteResult, evaluate_suite
 from fd_async.feedback.provider import GenerateText, TextAnswer, open_provider
-from fd_async.learner.checkpoints import check_model_folder, model_folder
+from fd_async.learner.checkpoints import (
+    check_model_folder,
+    find_checkpoint,
+    list_folders,
+    model_folder,
+    read_manifest,
+    resolve_init_from,
+)
 from fd_async.learner.client import start_learner
-from fd_async.pipeline.checkpoints import find_checkpoint, forget_after, list_folders, read_manifest, resolve_init_from
+from fd_async.pipeline.checkpoints import forget_after
 from fd_async.pipeline.controller import Controller
 from fd_async.pipeline.state import Parts, RunState
 from fd_async.policy.engine import Engine
@@ -59,7 +66,7 @@ def run(config: RunConfig, run_dir: Path, resume: int | bool | None = None) -> i
         resume: a step, True for the newest checkpoint, None or False for a fresh start.
 
     Returns:
-        Exit code: 0, or 130 when interrupted with a checkpoint written.
+        Exit code: 0, 7 when an alarm ended the run, or 130 when interrupted with a checkpoint written.
 
     Raises:
         FdError: with the exit code in `exit_code`; may come inside an ExceptionGroup.

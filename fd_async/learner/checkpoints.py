@@ -1,33 +1,53 @@
-"""What the learner leaves in a checkpoint folder, and how to find it again. No torch.
+"""Where checkpoints lie, what is in them, and how to find one again. No torch.
 
-    step_000200/model/        Hugging Face folder: config, safetensors, tokenizer (init_from, export)
-    step_000200/learner/      DeepSpeed state, teacher.safetensors (float32 EMA), rng_RANK.pt, learner.json
+    RUN/checkpoints/step_000200/manifest.json        step, configuration hash, every file with its size
+    RUN/checkpoints/step_000200/model/               Hugging Face folder: config, safetensors, tokenizer
+    RUN/checkpoints/step_000200/learner/             learner.json, shards_RANK and rng_RANK, see `store`
+    RUN/checkpoints/latest                           one line: the folder's name
 
-Checkpoint folders appear by an atomic rename, so one that bears a `step_NUMBER` name is complete.
+A folder is written under another name and renamed when its manifest is on disk, so one without a manifest that fits
+its files is damaged. The pipeline writes manifests; the ranks write the two folders.
 """
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 
 from fd_async.errors import CheckpointError
 
-_STEP = re.compile(r"step_(\d+)")
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What a complete checkpoint holds."""
+
+    step: int
+    algorithm: str
+    ranks: int
+    config_hash: str
+    written: float
+    """Unix time, seconds."""
+    files: dict[str, int]
+    """Path inside the folder -> bytes."""
 
 
 class LearnerState(msgspec.Struct, frozen=True, kw_only=True):
-    """`learner.json`: what a resume must match."""
+    """`learner.json`: what a resume must match, and what is no tensor."""
 
     step: int
+    num_updates: int
+    """Optimizer updates; fewer than `step` where a step was refused."""
+    num_shards: int
+    """Files of fragments: one per rank, or one alone where every rank holds everything (ZeRO 0)."""
     ranks: int
     zero_stage: int
     dtype: str
     algorithm: str
     origin: str = ""
     """Checkpoint that the run started from (absolute); empty for `model.path`. GRPO's reference on every resume."""
+    objective: dict[str, float] = {}
+    """Running numbers of the objective, such as the mean that gates the teacher."""
 
 
 def model_folder(checkpoint: Path) -> Path:
@@ -40,46 +60,92 @@ def learner_folder(checkpoint: Path) -> Path:
     return checkpoint / "learner"
 
 
-def newest_checkpoint(run_dir: Path) -> Path | None:
-    """Return the checkpoint with the highest step under `RUN/checkpoints`, if there is one."""
-    found = [
-        (int(match[1]), path)
-        for path in (run_dir / "checkpoints").glob("step_*")
-        if (match := _STEP.fullmatch(path.name)) and path.is_dir()
-    ]
-    return max(found)[1] if found else None
+def checkpoint_name(step: int) -> str:
+    """Return the name of a step's folder."""
+    return f"step_{step:06d}"
 
 
-def resolve_checkpoint(text: str, *, key: str = "model.init_from") -> Path:
-    """Turn `runs/NAME` (newest) or a checkpoint folder into the checkpoint folder.
+def read_manifest(folder: Path) -> Manifest:
+    """Read and verify a checkpoint folder.
 
     Raises:
-        CheckpointError: nothing there, or it holds no model; names the config key.
+        CheckpointError: no manifest, or a file is missing or has another size (a torn write).
     """
-    path = Path(text)
-    checkpoint = path if model_folder(path).is_dir() else newest_checkpoint(path)
-    if checkpoint is None:
-        raise CheckpointError(
-            f"{key} = {text!r}: neither a checkpoint (a folder with model/) nor a run with checkpoints/step_*"
-        )
-    if not (model_folder(checkpoint) / "config.json").is_file():
-        raise CheckpointError(f"{key} = {text!r}: {model_folder(checkpoint)} has no config.json; is it complete?")
-    return checkpoint
-
-
-def check_model_folder(folder: Path) -> None:
-    """Load a Hugging Face folder once, as whoever serves it will.
-
-    Raises:
-        CheckpointError: weights, configuration or tokenizer do not load.
-    """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     try:
-        AutoModelForCausalLM.from_pretrained(folder)
-        AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{folder}: the model does not load: {error}") from error
+        manifest = msgspec.json.decode((folder / "manifest.json").read_bytes(), type=Manifest)
+    except (OSError, msgspec.DecodeError) as error:
+        raise CheckpointError(f"{folder}: not a complete checkpoint (manifest.json: {error})") from error
+    for name, size in manifest.files.items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != size:
+            raise CheckpointError(f"{folder}: {name} is missing or has the wrong size; the checkpoint is damaged")
+    return manifest
+
+
+def check_arrived(folder: Path, files: Mapping[str, int]) -> None:
+    """Look for what the ranks, maybe on other nodes, say they wrote.
+
+    Raises:
+        CheckpointError: a file is not there or has another size.
+    """
+    for name, size in files.items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != size:
+            raise CheckpointError(
+                f"{path}: a learner rank wrote {size} bytes, which are not here; run.dir must lie on a disk that all "
+                "nodes share"
+            )
+
+
+def list_folders(root: Path) -> list[Path]:
+    """Return the folders that bear the name of a checkpoint, complete or damaged."""
+    return sorted(root.glob("step_*"))
+
+
+def list_checkpoints(root: Path) -> dict[int, Path]:
+    """Return step -> folder of every complete checkpoint under `root`, oldest first."""
+    found: dict[int, Path] = {}
+    for folder in list_folders(root):
+        try:
+            found[read_manifest(folder).step] = folder
+        except CheckpointError:
+            continue  # a torn folder is not a checkpoint; `find_checkpoint` says so when it is the one asked for
+    return dict(sorted(found.items()))
+
+
+def find_checkpoint(root: Path, step: int | None = None) -> Path:
+    """Return the folder of `step`, or of the newest complete checkpoint.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if step is not None:
+        folder = root / checkpoint_name(step)
+        read_manifest(folder)
+        return folder
+    found = list_checkpoints(root)
+    if not found:
+        damaged = ", ".join(folder.name for folder in list_folders(root))
+        raise CheckpointError(f"{root}: holds no complete checkpoint" + (f"; damaged: {damaged}" if damaged else ""))
+    return found[max(found)]
+
+
+def resolve_init_from(text: str, *, key: str = "model.init_from") -> Path:
+    """Return the checkpoint that a run folder (its newest) or a checkpoint folder stands for, as an absolute path.
+
+    Raises:
+        CheckpointError: nothing there, or it is damaged; names `key`.
+    """
+    path = Path(text).absolute()
+    if (path / "manifest.json").is_file():
+        read_manifest(path)
+        return path
+    if (path / "checkpoints").is_dir():
+        return find_checkpoint(path / "checkpoints")
+    raise CheckpointError(
+        f"{key} = {text!r}: neither a run folder with checkpoints/ nor a complete checkpoint folder; "
+        "run the configuration that makes it first"
+    )
 
 
 def read_state(checkpoint: Path) -> LearnerState:
@@ -92,4 +158,18 @@ def read_state(checkpoint: Path) -> LearnerState:
     try:
         return msgspec.json.decode(path.read_bytes(), type=LearnerState)
     except (OSError, msgspec.MsgspecError) as error:
-        raise CheckpointError(f"{path}: cannot read the learner's state ({error})") from error
+        raise CheckpointError(
+            f"{path}: cannot read the learner's state ({error}); another version of fd_async may have written it. "
+            "Its weights can still start a new run with model.init_from"
+        ) from error
+
+
+def check_model_folder(folder: Path) -> None:
+    """Load a Hugging Face folder once, as whoever serves it will, and compare every tensor with its file.
+
+    Raises:
+        CheckpointError: weights, configuration or tokenizer do not load, or tensors differ.
+    """
+    from fd_async.learner.export import check_export
+
+    check_export(folder)

@@ -1,8 +1,10 @@
-"""Checkpoints on disk: one folder, written aside and renamed, with a manifest; `latest` is renamed last.
+"""Checkpoints of a run: taken between two steps, written beside the next ones, and complete or not there at all.
 
-checkpoints/step_000050/manifest.json     step, configuration hash, every file with its size
-checkpoints/step_000050/...               what the learner saved (state of every rank, `model/` as Hugging Face files)
-checkpoints/latest                        one line: the folder's name
+    take    the ranks copy weights, optimizer and teacher to memory; training goes on
+    write   disk checked ▸ ranks write into `.step_000050.tmp` ▸ manifest ▸ rename ▸ `latest` renamed ▸ old ones pruned
+
+One at a time: the next waits for the one before. A failure ends the run and leaves the earlier checkpoints as they
+are; what a kill leaves behind is removed by the next checkpoint. What lies in one: `learner.checkpoints`.
 """
 
 from __future__ import annotations
@@ -10,178 +12,190 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Protocol
 
 import anyio
 import anyio.to_thread
 import msgspec
-from msgspec import Struct
+import structlog
 
+from fd_async.config.schema import RunConfig
 from fd_async.errors import CheckpointError
+from fd_async.learner.checkpoints import Manifest, checkpoint_name, list_checkpoints, read_manifest
+
+log = structlog.get_logger(__name__)
 
 
-class Manifest(Struct, frozen=True, kw_only=True):
-    """What a complete checkpoint holds."""
+class Saver(Protocol):
+    """What of the learner makes a checkpoint."""
 
-    step: int
-    algorithm: str
-    ranks: int
-    config_hash: str
-    written: float
-    """Unix time, seconds."""
-    files: dict[str, int]
-    """Path inside the folder -> bytes."""
+    async def snapshot(self) -> int: ...
+    async def write(self, folder: Path) -> None: ...
 
 
-def checkpoint_name(step: int) -> str:
-    return f"step_{step:06d}"
+class Checkpoints:
+    """Takes and writes the checkpoints of one run, inside `running`."""
 
+    def __init__(
+        self,
+        root: Path,
+        saver: Saver,
+        config: RunConfig,
+        config_hash: str,
+        *,
+        is_good: Callable[[int], bool] = lambda step: True,
+    ) -> None:
+        """Prune all but the last `checkpoint.keep_last` and the newest of a step that `is_good`."""
+        self._root, self._saver, self._config, self._config_hash = root, saver, config, config_hash
+        self._is_good = is_good
+        self._taken, self._written, self._idle = anyio.Event(), anyio.Event(), anyio.Event()
+        self._written.set()
+        self._idle.set()
+        self._step, self._num_bytes = 0, 0
 
-def read_manifest(folder: Path) -> Manifest:
-    """Read and verify a checkpoint folder.
+    async def take(self, step: int) -> None:
+        """Copy the learner's state of `step` to be written, once the checkpoint before is written.
 
-    Raises:
-        CheckpointError: no manifest, or a file is missing or has another size (a torn write).
-    """
-    try:
-        manifest = msgspec.json.decode((folder / "manifest.json").read_bytes(), type=Manifest)
-    except (OSError, msgspec.DecodeError) as error:
-        raise CheckpointError(f"{folder}: not a complete checkpoint (manifest.json: {error})") from error
-    for name, size in manifest.files.items():
-        path = folder / name
-        if not path.is_file() or path.stat().st_size != size:
-            raise CheckpointError(f"{folder}: {name} is missing or has the wrong size; the checkpoint is damaged")
-    return manifest
+        A complete checkpoint of the same step is kept as it is: a kill while it is replaced could cost the only one.
+        """
+        await self.settle()
+        if await anyio.to_thread.run_sync(_is_complete, self._root / checkpoint_name(step)):
+            return
+        self._step, self._num_bytes = step, await self._saver.snapshot()
+        self._written, self._idle = anyio.Event(), anyio.Event()
+        self._taken.set()
 
+    async def settle(self) -> None:
+        """Wait until what was taken has its name on the disk."""
+        await self._written.wait()
 
-def list_folders(root: Path) -> list[Path]:
-    """Return the folders that bear the name of a checkpoint, complete or damaged."""
-    return sorted(root.glob("step_*"))
+    def give_up(self) -> None:
+        """Leave without waiting for what is being written."""
+        self._idle.set()
 
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Write what is taken inside the block; a write under way ends first, within `run.shutdown_s`.
 
-def list_checkpoints(root: Path) -> dict[int, Path]:
-    """Return step -> folder of every complete checkpoint under `root`, oldest first."""
-    found: dict[int, Path] = {}
-    for folder in list_folders(root):
+        Raises:
+            CheckpointError: at once, too little disk, or writing failed.
+        """
+        async with anyio.create_task_group() as writing:
+            writing.start_soon(self._write_all)
+            try:
+                yield
+            finally:
+                with anyio.move_on_after(self._config.run.shutdown_s, shield=True):
+                    await self._idle.wait()
+                writing.cancel_scope.cancel()
+
+    async def _write_all(self) -> None:
+        while True:
+            await self._taken.wait()
+            try:
+                await self._write(self._step, self._num_bytes)
+            finally:
+                self._idle.set()
+            self._taken = anyio.Event()
+            self._written.set()
+
+    async def _write(self, step: int, num_bytes: int) -> None:
+        final = self._root / checkpoint_name(step)
+        aside = self._root / f".{final.name}.tmp"
+        config, started = self._config, time.monotonic()
         try:
-            found[read_manifest(folder).step] = folder
-        except CheckpointError:
-            continue  # a torn folder is not a checkpoint; `find_checkpoint` says so when it is the one asked for
-    return found
-
-
-def find_checkpoint(root: Path, step: int | None = None) -> Path:
-    """Return the folder of `step`, or of the newest complete checkpoint.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    if step is not None:
-        folder = root / checkpoint_name(step)
-        read_manifest(folder)
-        return folder
-    found = list_checkpoints(root)
-    if not found:
-        damaged = ", ".join(folder.name for folder in list_folders(root))
-        raise CheckpointError(f"{root}: holds no complete checkpoint" + (f"; damaged: {damaged}" if damaged else ""))
-    return found[max(found)]
+            await anyio.to_thread.run_sync(_prepare, aside, num_bytes, config.checkpoint.min_free_gib)
+            try:
+                await self._saver.write(aside)
+                manifest = Manifest(
+                    step=step,
+                    algorithm=config.algorithm.type,
+                    ranks=config.learner.ranks,
+                    config_hash=self._config_hash,
+                    written=time.time(),
+                    files={},
+                )
+                await anyio.to_thread.run_sync(_publish, final, aside, manifest)
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await anyio.to_thread.run_sync(lambda: shutil.rmtree(aside, ignore_errors=True))
+            await anyio.to_thread.run_sync(_prune, self._root, config.checkpoint.keep_last, self._is_good)
+        except OSError as error:
+            raise CheckpointError(f"{final}: cannot write the checkpoint: {error}") from error
+        seconds = round(time.monotonic() - started, 3)
+        log.info("checkpoint_written", step=step, folder=str(final), num_bytes=num_bytes, seconds=seconds)
 
 
 def forget_after(root: Path, step: int) -> None:
     """Remove the checkpoints after `step`: a resume from there makes another history."""
-    for later, folder in list_checkpoints(root).items():
-        if later > step:
-            shutil.rmtree(folder)
+    found = list_checkpoints(root)
+    kept = [earlier for earlier in found if earlier <= step]
+    if kept:
+        _point_to(found[max(kept)])
+    for later in found.keys() - kept:
+        _remove(found[later])
 
 
-def resolve_init_from(text: str) -> Path:
-    """Return the checkpoint folder that `model.init_from` names: a run folder (newest) or a checkpoint folder."""
-    path = Path(text)
-    if (path / "manifest.json").is_file():
-        read_manifest(path)
-        return path
-    if (path / "checkpoints").is_dir():
-        return find_checkpoint(path / "checkpoints")
-    raise CheckpointError(
-        f"model.init_from = {text!r}: neither a run folder with checkpoints/ nor a checkpoint folder; "
-        "run the configuration that makes it first"
-    )
+def _is_complete(folder: Path) -> bool:
+    with suppress(CheckpointError):  # a damaged one is replaced
+        read_manifest(folder)
+        return True
+    return False
 
 
-async def write_checkpoint(
-    root: Path,
-    step: int,
-    *,
-    algorithm: str,
-    ranks: int,
-    config_hash: str,
-    keep_last: int,
-    min_free_gib: float,
-    save: Callable[[Path], Awaitable[None]],
-) -> Path:
-    """Write a checkpoint aside, verify, rename, then prune old ones. A failure leaves the earlier ones untouched.
-
-    A complete checkpoint of the same step is kept as it is: a kill while it is replaced could cost the only one.
-
-    Raises:
-        CheckpointError: too little disk, or writing failed.
-    """
-    final = root / checkpoint_name(step)
-    aside = root / f".{final.name}.tmp"
-    try:
-        if not await anyio.to_thread.run_sync(_prepare, final, aside, min_free_gib):
-            return final
-        try:
-            await save(aside)
-            manifest = Manifest(
-                step=step, algorithm=algorithm, ranks=ranks, config_hash=config_hash, written=time.time(), files={}
-            )
-            await anyio.to_thread.run_sync(_publish, final, aside, manifest, keep_last)
-        finally:
-            with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(lambda: shutil.rmtree(aside, ignore_errors=True))
-    except OSError as error:
-        raise CheckpointError(f"{final}: cannot write the checkpoint: {error}") from error
-    return final
-
-
-def _prepare(final: Path, aside: Path, min_free_gib: float) -> bool:
-    """Make the folder to write into; False when the checkpoint is there already."""
-    root = final.parent
-    if final.is_dir():
-        with suppress(CheckpointError):  # a damaged one is replaced
-            read_manifest(final)
-            return False
-    free_gib = shutil.disk_usage(root).free / 2**30
-    if free_gib < min_free_gib:
-        raise CheckpointError(
-            f"{root}: {free_gib:.1f} GiB free, checkpoint.min_free_gib asks for {min_free_gib:g}; free some disk"
-        )
+def _prepare(aside: Path, num_bytes: int, min_free_gib: float) -> None:
+    """Make the folder to write into, if the disk has room."""
+    root = aside.parent
     for left_by_a_kill in root.glob(".step_*.tmp"):
         shutil.rmtree(left_by_a_kill, ignore_errors=True)
+    free_gib, needed_gib = shutil.disk_usage(root).free / 2**30, num_bytes / 2**30
+    if free_gib < needed_gib + min_free_gib:
+        raise CheckpointError(
+            f"{root}: {free_gib:.1f} GiB free, the checkpoint takes {needed_gib:.1f} and checkpoint.min_free_gib = "
+            f"{min_free_gib:g} must stay; free some disk or lower checkpoint.keep_last"
+        )
     aside.mkdir(parents=True)
-    return True
 
 
-def _publish(final: Path, aside: Path, manifest: Manifest, keep_last: int) -> None:
-    """Sync what was saved, list it, rename the folder, prune."""
+def _publish(final: Path, aside: Path, manifest: Manifest) -> None:
+    """Sync what was saved, list it, rename the folder."""
     root, paths = final.parent, sorted(aside.rglob("*"))
     files = {str(path.relative_to(aside)): path.stat().st_size for path in paths if path.is_file()}
     listing = msgspec.json.encode(msgspec.structs.replace(manifest, files=files))
     (aside / "manifest.json").write_bytes(msgspec.json.format(listing))
     for path in (*paths, aside / "manifest.json", aside):
         _fsync(path)
-    shutil.rmtree(final, ignore_errors=True)
+    _remove(final)
     aside.replace(final)
     _fsync(root)
-    pointer = root / ".latest.tmp"
-    pointer.write_text(final.name + "\n")
-    pointer.replace(root / "latest")
+    _point_to(final)
+
+
+def _prune(root: Path, keep_last: int, is_good: Callable[[int], bool]) -> None:
     found = list_checkpoints(root)
+    newest_good = max(filter(is_good, found), default=None)
     for old in sorted(found)[:-keep_last]:
-        shutil.rmtree(found[old], ignore_errors=True)
+        if old != newest_good:
+            _remove(found[old])
+
+
+def _point_to(folder: Path) -> None:
+    """Let `latest` name this checkpoint."""
+    pointer = folder.with_name(".latest.tmp")
+    pointer.write_text(folder.name + "\n")
+    pointer.replace(folder.with_name("latest"))
+
+
+def _remove(folder: Path) -> None:
+    """Take the name away first: a kill in between leaves a folder that the next checkpoint removes."""
+    if folder.is_dir():
+        going = folder.with_name(f".{folder.name}.old.tmp")
+        shutil.rmtree(going, ignore_errors=True)
+        folder.replace(going)
+        shutil.rmtree(going, ignore_errors=True)
 
 
 def _fsync(path: Path) -> None:

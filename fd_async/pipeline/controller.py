@@ -5,6 +5,7 @@
     │ versions (publish frees slots)                                                            ▼
     └───────────────────────── push ◂ stage ◂ gradient step ◂ batch, oldest first ◂ training ───┘
       watchdog   no progress for stall_warn_s: wait table; for stall_abort_s: stacks, exit 6
+      checkpoint what was taken between two steps is written beside the next ones
       status     status.json and the live view, from the same snapshot
       signals    first SIGINT/SIGTERM: finish the step, write a checkpoint, leave with 130; second: leave now
 
@@ -36,6 +37,8 @@ from fd_async.telemetry.status import StatusFile
 log = structlog.get_logger(__name__)
 
 EXIT_DONE = 0
+EXIT_ALARM = 7
+"""Not 0: what a script runs next must not build on weights that fell apart."""
 EXIT_INTERRUPTED = 130
 
 
@@ -62,7 +65,7 @@ class Controller:
         """
         state = self._state
         try:
-            async with anyio.create_task_group() as services:
+            async with self._training.checkpoints.running(), anyio.create_task_group() as services:
                 services.start_soon(self._lag.run)
                 services.start_soon(self._watch)
                 services.start_soon(self._show)
@@ -76,7 +79,8 @@ class Controller:
                 else:
                     await self._training.finish()
                 services.cancel_scope.cancel()
-            state.phase = "interrupted" if state.stopping.is_set() else "done"
+            state.error = state.ended_by_alarm
+            state.phase = "interrupted" if state.stopping.is_set() else "ended by an alarm" if state.error else "done"
         except BaseException as error:
             state.phase = "failed"
             state.error = str(first_cause(error))
@@ -84,7 +88,9 @@ class Controller:
         finally:
             with anyio.CancelScope(shield=True):
                 await self._status.write(self._snapshot())
-        return EXIT_INTERRUPTED if state.stopping.is_set() else EXIT_DONE
+        if state.stopping.is_set():
+            return EXIT_INTERRUPTED
+        return EXIT_ALARM if state.ended_by_alarm else EXIT_DONE
 
     async def _train(self) -> None:
         """Run attempts and learner side by side until the learner is through."""
@@ -105,6 +111,7 @@ class Controller:
             with anyio.fail_after(shutdown_s):
                 await self._training.checkpoint()
         except TimeoutError as error:
+            self._training.checkpoints.give_up()
             raise StallDetected(
                 f"the checkpoint of step {step} took longer than run.shutdown_s = {shutdown_s:g} s and was given up; "
                 "--resume continues from the one before"
@@ -115,6 +122,7 @@ class Controller:
             task_status.started()
             async for received in signals:
                 if self._state.stopping.is_set():
+                    self._training.checkpoints.give_up()
                     raise KeyboardInterrupt
                 self._state.stopping.set()
                 self._parts.progress.message(
@@ -189,6 +197,7 @@ class Controller:
             "tokens_per_s": tokens_per_s,
             "usd": self._parts.provider.statistics()["usd"],
             "eta_s": eta_s,
+            "alarms": dict(state.alarms),
             "dropped": dict(state.num_dropped),
             "tokens": dict(state.tokens),
             "waits": [

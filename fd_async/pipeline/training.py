@@ -21,10 +21,12 @@ import structlog
 
 from fd_async.errors import EngineError
 from fd_async.evaluation import evaluate_suite
-from fd_async.pipeline.checkpoints import write_checkpoint
+from fd_async.pipeline.buffer import Group
+from fd_async.pipeline.checkpoints import Checkpoints
+from fd_async.pipeline.guard import Guard
 from fd_async.pipeline.samples import build_samples, decode_scores
-from fd_async.pipeline.state import Parts, RunState
-from fd_async.pipeline.steps import StepClock, step_row
+from fd_async.pipeline.state import Finished, Parts, RunState, drop_attempt
+from fd_async.pipeline.steps import StepClock, attempts_row, step_row
 from fd_async.pipeline.stopping import comes_with_stop, run_until_stopped
 from fd_async.telemetry.lag import LoopLag
 from fd_async.telemetry.sinks import MetricsFile, read_rows
@@ -50,12 +52,18 @@ class TrainingLoop:
         self._state = state
         self._metrics = metrics
         self._lag = lag
-        self._config_hash = config_hash
         self._probe_ids = probe_ids
         self._started = time.monotonic()
-        self._checkpointed: int | None = None
         self._evaluated: int | None = None
-        """Steps of the last checkpoint and of the last full evaluation."""
+        """Step of the last full evaluation."""
+        self.checkpoints = Checkpoints(
+            parts.run_dir / "checkpoints",
+            parts.learner,
+            parts.config,
+            config_hash,
+            is_good=lambda step: self._guard.is_good(step),
+        )
+        self._guard = Guard(parts, state, self.checkpoints)
 
     async def start(self) -> None:
         """Serve exactly the learner's weights, then evaluate them."""
@@ -69,19 +77,19 @@ class TrainingLoop:
         log.info(
             "weights_published", version=report.version, probe_max_abs=report.probe_max_abs, seconds=report.stall_s
         )
-        await self._recall_evaluation()
+        await self._recall()
         if config.eval.at_start and state.step == 0:
             await self._evaluate_alone()
 
     async def run(self) -> None:
-        """Take gradient steps until `run.max_steps` or until the run is asked to stop."""
+        """Take gradient steps until `run.max_steps`, until the run is asked to stop or an alarm ends it."""
         state, config = self._state, self._parts.config
-        while state.step < config.run.max_steps and not state.stopping.is_set():
+        while state.step < config.run.max_steps and not state.stopping.is_set() and not state.ended_by_alarm:
             state.phase = "training"
             if not await self._step():
                 break
             if config.checkpoint.every_steps and state.step % config.checkpoint.every_steps == 0:
-                await self.checkpoint()
+                await self.checkpoint(wait=not config.checkpoint.background)
 
     async def finish(self) -> None:
         """Evaluate the last weights and keep them."""
@@ -89,31 +97,19 @@ class TrainingLoop:
         if self._parts.config.eval.at_end:
             await self._evaluate_alone()
 
-    async def checkpoint(self) -> None:
-        """Write a checkpoint of the current step unless there is one."""
-        state, config = self._state, self._parts.config
-        if self._checkpointed == state.step:
-            return
+    async def checkpoint(self, *, wait: bool = True) -> None:
+        """Keep the current step unless that is done; `wait` until it is on the disk."""
         with self._at("checkpoint", "checkpoint"):
-            folder = await write_checkpoint(
-                self._parts.run_dir / "checkpoints",
-                state.step,
-                algorithm=config.algorithm.type,
-                ranks=config.learner.ranks,
-                config_hash=self._config_hash,
-                keep_last=config.checkpoint.keep_last,
-                min_free_gib=config.checkpoint.min_free_gib,
-                save=self._parts.learner.save,
-            )
-        self._checkpointed = state.step
-        log.info("checkpoint_written", step=state.step, folder=str(folder))
+            await self.checkpoints.take(self._state.step)
+            if wait:
+                await self.checkpoints.settle()
 
     async def _step(self) -> bool:
         """Take one gradient step; False when the run was asked to stop while waiting for a batch."""
         state, parts = self._state, self._parts
         clock = StepClock()
         with self._at("learner", "waiting"):
-            groups = await run_until_stopped(state.stopping, state.buffer.cut)
+            groups = await run_until_stopped(state.stopping, self._cut)
         if groups is None:
             return False
         clock.mark("wait_for_batch")
@@ -124,6 +120,8 @@ class TrainingLoop:
                 build_samples, groups, parts.renderer, parts.config, state.step
             )
             report = await parts.learner.step(samples, step=step)
+            row = {"step": step} | report.metrics | attempts_row([item.rollout for item in items])
+            row |= await self._guard.heed(row)
             clock.mark("learn")
             staged = await parts.learner.stage(step, self._probe_ids)
             clock.mark("stage")
@@ -134,13 +132,31 @@ class TrainingLoop:
         state.step = step
         push = await self._push(staged)
         clock.mark("push")
-        row = step_row(parts, state, items, report, push, facts, clock, self._lag)
+        row = step_row(parts, state, items, row, push, facts, clock, self._lag)
         every = parts.config.eval.every_steps
         last = step == parts.config.run.max_steps
         if push is not None and parts.suites and ((last and parts.config.eval.at_end) or (every and step % every == 0)):
             row |= await self._evaluate(full=last) or {}
         await self._write_row(row)
         return True
+
+    async def _cut(self) -> list[Group[Finished]]:
+        """Take a batch in which no attempt is older than `algorithm.max_age`; each that is makes room for a new one."""
+        parts, state = self._parts, self._state
+        while True:
+            groups = await state.buffer.cut()
+            old = [i.rollout for group in groups for i in group.items if self._is_too_old(i.rollout)]
+            if not old:
+                return groups
+            for group in groups:
+                group.items = [item for item in group.items if not self._is_too_old(item.rollout)]
+            orphans = [item.rollout for item in await state.buffer.give_back(groups)]
+            for rollout, cause in [(r, "too_old") for r in old] + [(r, "group_too_small") for r in orphans]:
+                await drop_attempt(parts, state, rollout, cause)
+
+    def _is_too_old(self, rollout: Rollout) -> bool:
+        max_age = self._parts.config.algorithm.max_age
+        return 0 <= max_age < self._state.step - rollout.oldest_version
 
     async def _push(self, staged: StagedWeights) -> PushReport | None:
         """Publish a version; None when the run is stopping, since nothing will be generated from it."""
@@ -157,10 +173,12 @@ class TrainingLoop:
         await state.buffer.publish(staged.version)
         return report
 
-    async def _recall_evaluation(self) -> None:
-        """Note whether an earlier process evaluated this step over every statement; its row is still there."""
+    async def _recall(self) -> None:
+        """Take from an earlier process's rows its alarms, and whether it evaluated this step on every statement."""
         suites = self._parts.suites
-        for row in await anyio.to_thread.run_sync(read_rows, self._metrics.path):
+        rows = await anyio.to_thread.run_sync(read_rows, self._metrics.path)
+        await self._guard.recall(rows)
+        for row in rows:
             whole = all(row.get(f"eval/{suite}/statements") == len(suites[suite]) for suite in suites)
             if row.get("step") == self._state.step and whole:
                 self._evaluated = self._state.step

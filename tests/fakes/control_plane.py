@@ -56,6 +56,8 @@ def make_config(**tables: dict[str, Any]) -> RunConfig:
 class FakeRenderer:
     """Renders a statement to two ids and feedback to one more."""
 
+    vocab_size = 768
+
     def student_prompt(self, statement: Statement) -> list[int]:
         return [1, 2]
 
@@ -90,26 +92,40 @@ class FakeLearner:
     def __init__(self) -> None:
         self.batches: dict[int, list[TrainingSample]] = {}
         self.on_step: Callable[[int], None] = lambda step: None
-        self.save_s = 0.0
+        self.metrics: Callable[[int], dict[str, float]] = lambda step: {"loss": 1.0 / step}
+        self.save_s, self.snapshot_bytes = 0.0, 6
+        self.snapshots: list[int] = []
+        """Steps that were copied for a checkpoint."""
+        self.restored: list[str] = []
+        """States that a rollback took, as they were written."""
+        self.on_write: Callable[[Path], None] = lambda folder: None
 
     async def step(self, samples: list[TrainingSample], *, step: int) -> StepReport:
         self.on_step(step)
         await anyio.sleep(0.002)
         self.batches[step] = samples
-        return StepReport(step=step, metrics={"loss": 1.0 / step})
+        return StepReport(step=step, metrics=self.metrics(step))
 
     async def stage(self, version: int, probe_ids: list[int]) -> StagedWeights:
         return StagedWeights(
-            version=version, path="", names=[], dtypes=[], shapes=[], offsets=[], num_bytes=0, sha256="",
-            probe_ids=probe_ids, probe_logprobs=[],
+            version=version, path="", names=[], dtypes=[], shapes=[], offsets=[], num_bytes=0,
+            block_bytes=0, sha256=[], probe_ids=probe_ids, probe_logprobs=[],
         )  # fmt: skip
 
     async def send(self, staged: StagedWeights, sender: str, num_workers: int) -> None:
         raise AssertionError("the engine of this bench takes files")
 
-    async def save(self, folder: Path) -> None:
+    async def restore(self, checkpoint: Path) -> None:
+        self.restored.append((checkpoint / "state").read_text())
+
+    async def snapshot(self) -> int:
+        self.snapshots.append(max(self.batches, default=0))
+        return self.snapshot_bytes
+
+    async def write(self, folder: Path) -> None:
         await anyio.sleep(self.save_s)
-        (folder / "state").write_text("state")
+        self.on_write(folder)
+        (folder / "state").write_text(f"state {self.snapshots[-1]}")
 
 
 class FakeProvider:

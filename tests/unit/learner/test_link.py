@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from fd_async import errors
-from fd_async.errors import CheckpointError, LearnerError, NonFiniteLoss
-from fd_async.learner.checkpoints import newest_checkpoint, resolve_checkpoint
+from fd_async.errors import LearnerError, NonFiniteLoss
 from fd_async.learner.link import HEADER, Failed, Step, Stepped, as_error, decode_reply, encode, failure
 from fd_async.learner.ranks import environment
 from fd_async.types import StepReport
@@ -46,28 +44,6 @@ def test_unknown_errors_become_learner_errors_with_their_name() -> None:
     assert str(error) == "learner rank 2 failed: OutOfMemoryError: no memory"
     assert type(as_error(Failed(kind="annotations", text=""), rank=0)) is LearnerError
     assert errors.LearnerError is LearnerError
-
-
-def make_checkpoint(folder: Path) -> Path:
-    (folder / "model").mkdir(parents=True)
-    (folder / "model" / "config.json").write_text("{}")
-    return folder
-
-
-def test_newest_checkpoint_has_the_highest_number(tmp_path: Path) -> None:
-    """Numbers are compared as numbers; unfinished folders have other names."""
-    for name in ("step_000020", "step_000100", "step_000100.tmp", "step_x"):
-        make_checkpoint(tmp_path / "checkpoints" / name)
-    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoints" / "step_000100"
-    assert resolve_checkpoint(str(tmp_path)) == tmp_path / "checkpoints" / "step_000100"
-    one = tmp_path / "checkpoints" / "step_000020"
-    assert resolve_checkpoint(str(one)) == one
-
-
-def test_a_path_without_checkpoint_names_the_key(tmp_path: Path) -> None:
-    """The error says which key to change and what was expected there."""
-    with pytest.raises(CheckpointError, match=r"model\.init_from"):
-        resolve_checkpoint(str(tmp_path))
 
 
 def test_a_rank_learns_its_place_and_device_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from fd_async.errors import (
     VerifierError,
     first_cause,
 )
-from fd_async.pipeline.checkpoints import find_checkpoint, read_manifest
+from fd_async.learner.checkpoints import find_checkpoint, read_manifest
 from fd_async.telemetry.sinks import read_rows
 from fd_async.types import Rollout
 from tests.fakes.control_plane import Bench, make_config

@@ -13,7 +13,6 @@ import pytest
 
 from fd_async.data.ledger import open_ledger
 from fd_async.errors import (
-    CheckpointError,
     EngineDied,
     FdError,
     FeedbackBudgetExceeded,
@@ -23,7 +22,7 @@ from fd_async.errors import (
     VerifierError,
     first_cause,
 )
-from fd_async.pipeline.checkpoints import find_checkpoint, read_manifest, write_checkpoint
+from fd_async.learner.checkpoints import find_checkpoint, read_manifest
 from fd_async.telemetry.sinks import read_rows
 from fd_async.types import Rollout, Statement, Ticket
 from tests.fakes.control_plane import Bench, make_config
@@ -210,39 +209,6 @@ async def test_resuming_a_finished_run_repeats_neither_checkpoint_nor_evaluation
     assert second.runner.started.total() == 0
     assert read_manifest(find_checkpoint(tmp_path / "checkpoints")) == written
     assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [0, 1, 2]
-
-
-async def save_state(folder: Path) -> None:
-    (folder / "state").write_text("state")
-
-
-async def write(root: Path, step: int, save=save_state) -> Path:
-    return await write_checkpoint(
-        root, step, algorithm="fd", ranks=1, config_hash="x", keep_last=1, min_free_gib=0.0, save=save
-    )
-
-
-async def test_a_complete_checkpoint_is_never_replaced(tmp_path: Path) -> None:
-    """A kill while step 4 is written again must not cost the only checkpoint."""
-    folder = await write(tmp_path, 4)
-
-    async def fail(_: Path) -> None:
-        raise AssertionError
-
-    assert await write(tmp_path, 4, fail) == folder
-
-
-async def test_a_failed_checkpoint_leaves_no_half_written_folder(tmp_path: Path) -> None:
-    """A full disk is not filled further, and leftovers of a kill go with the next checkpoint."""
-    (tmp_path / ".step_000002.tmp").mkdir()
-
-    async def fill(folder: Path) -> None:
-        (folder / "state").write_text("half")
-        raise OSError(28, "No space left on device")
-
-    with pytest.raises(CheckpointError, match="No space left"):
-        await write(tmp_path, 3, fill)
-    assert os.listdir(tmp_path) == []
 
 
 async def test_sync_mode_waits_for_the_attempt_that_replaces_a_failed_one(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from fd_async.config.schema import RunConfig
 from fd_async.errors import FeedbackRejected
-from fd_async.pipeline.checkpoints import forget_after, list_checkpoints
+from fd_async.learner.checkpoints import list_checkpoints
+from fd_async.pipeline.checkpoints import forget_after
 from fd_async.telemetry.sinks import read_rows
 from fd_async.types import Rollout, Ticket, TrainingSample
 from tests.fakes.control_plane import Bench, make_config

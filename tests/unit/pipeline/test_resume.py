@@ -9,22 +9,16 @@ import pytest
 from fd_async import app
 from fd_async.config.load import dump_toml
 from fd_async.errors import CheckpointError, ConfigError
-from fd_async.pipeline.checkpoints import write_checkpoint
+from tests.fakes.checkpoints import write_checkpoint
 from tests.fakes.control_plane import make_config
 
 pytestmark = pytest.mark.anyio
 
 
-async def save(folder: Path) -> None:
-    (folder / "state").write_text("state")
-
-
 async def checkpoint(run_dir: Path, step: int) -> Path:
     root = run_dir / "checkpoints"
     root.mkdir(exist_ok=True)
-    return await write_checkpoint(
-        root, step, algorithm="fd", ranks=1, config_hash="x", keep_last=9, min_free_gib=0.0, save=save
-    )
+    return await write_checkpoint(root, step)
 
 
 async def test_max_steps_before_the_checkpoint_is_refused(tmp_path: Path) -> None:
