@@ -134,6 +134,11 @@ def _gpus(config: RunConfig) -> Found:
             yield (key,), "must be different indices >= 0"
     if bool(policy.gpus) != bool(learner.gpus):
         yield ("policy.gpus", "learner.gpus"), "name GPUs for both, policy.gpus and learner.gpus, or for neither (CPU)"
+    if (policy.push == "file") != bool(policy.push_dir):
+        yield (
+            ("policy.push_dir", "policy.push"),
+            'policy.push = "file" needs it, a folder that learner and engine both see; nothing else reads it',
+        )
     if policy.push == "nccl" and not policy.gpus:
         yield ("policy.push",), '"nccl" needs policy.gpus and learner.gpus; on CPU take "shm"'
     if policy.push == "nccl" and set(policy.gpus) & set(learner.gpus):
@@ -170,6 +175,14 @@ def _times(config: RunConfig) -> Found:
         )
 
 
+def _alarms(config: RunConfig) -> Found:
+    if config.alarms.action == "rollback" and not config.checkpoint.every_steps:
+        yield (
+            ("alarms.action", "checkpoint.every_steps"),
+            "rollback needs checkpoints to go back to: set checkpoint.every_steps",
+        )
+
+
 _RULES = (
     _names,
     _lengths,
@@ -183,4 +196,5 @@ _RULES = (
     _evaluation,
     _engine,
     _times,
+    _alarms,
 )

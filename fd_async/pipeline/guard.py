@@ -41,12 +41,12 @@ class Guard:
         )
         self.is_good = self._alarms.is_good
 
-    def recall(self, rows: Iterable[Mapping[str, Any]]) -> None:
+    async def recall(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Take over where an earlier process was: metrics.jsonl, cut at the step that is resumed, is the whole state.
 
         What stands already is not said or acted upon again: whoever resumes knows it.
         """
-        self._alarms.replay(rows)
+        await anyio.to_thread.run_sync(self._alarms.replay, rows)
         self._state.alarms = dict(self._alarms.standing)
 
     async def heed(self, row: Mapping[str, Any]) -> dict[str, float | int | None]:
