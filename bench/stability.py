@@ -10,6 +10,7 @@ to show that the pieces fit.
     ema             EMA, retention 0.9         none
     frozen          retention 1                none
     ema_anchor      EMA, retention 0.9         weight 1, every 5th step
+    ema_gated       EMA, waits below a gain    none; only with `--settings`
 
 The student's pass rate comes from the run's own evaluation (vLLM, verifier). The teacher's comes from its float32
 weights in the checkpoint, sampled in plain torch and judged by the recipes of `examples.tiny.measure`, which is a
@@ -43,7 +44,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "ema": {"algorithm.ema_retention": 0.9, "algorithm.anchor_weight": 0.0},
     "frozen": {"algorithm.ema_retention": 1.0, "algorithm.anchor_weight": 0.0},
     "ema_anchor": {"algorithm.ema_retention": 0.9, "algorithm.anchor_weight": 1.0, "algorithm.anchor_every": 5},
+    "ema_gated": {"algorithm.ema_retention": 0.9, "algorithm.anchor_weight": 0.0, "algorithm.ema_min_gain": 0.02},
 }
+DEFAULT = ("ema", "frozen", "ema_anchor")
 SIZES: dict[str, Any] = {
     "learner.prompts_per_step": 16,
     "learner.decay": "none",  # a rate that falls to 0 would hide a collapse
@@ -112,6 +115,7 @@ def describe(setting: str, seed: int, config: RunConfig, outcome: Outcome) -> Ro
         "teacher_with_feedback": teachers(config, outcome.run_dir / "checkpoints"),
         "feedback_gain": {step: mean_before(steps, step, "teacher/feedback_gain") for step in student},
         "train_pass_rate": {step: mean_before(steps, step, "train/pass_rate") for step in student},
+        "teacher_updates_held": steps[-1].get("teacher/updates_held"),
         "collapsed": student[max(student)] < COLLAPSED * max(student.values()),
         "first_alarms": alarms(config, steps),
         "train_s": round(outcome.train_s, 1),
@@ -196,7 +200,7 @@ def main() -> None:
     """Run the command."""
     options = parser(__doc__)
     options.add_argument("--seeds", default="0,1,2", help="comma-separated")
-    options.add_argument("--settings", default=",".join(SETTINGS), help="comma-separated")
+    options.add_argument("--settings", default=",".join(DEFAULT), help=f"of {', '.join(SETTINGS)}")
     options.add_argument("--steps", type=int, default=0, help=f"gradient steps; {STEPS}, with --quick {QUICK_STEPS}")
     options.add_argument("--results", type=Path, help="JSON file that collects the rows of parts")
     options.add_argument("--lr", type=float, default=SIZES["learner.lr"], help="peak learning rate")

@@ -20,7 +20,6 @@ CHARTS: tuple[tuple[str, str, str, tuple[tuple[str, str], ...]], ...] = (
     ("The teacher's top K", "share", "line", (
         ("its mass", "teacher/topk_mass"), ("the policy's mass", "policy/topk_mass"),
         ("shared with the policy's top K", "policy/topk_overlap"))),
-    ("Alarms raised", "alarms", "line", (("raised", "alarms/raised"),)),
     ("Distinct names in accepted proofs, since the start", "names", "line", (
         ("lemmas", "proofs/lemmas_total"), ("tactics", "proofs/tactics_total"))),
     ("Staleness", "versions", "line", (("mean", "staleness/mean"), ("max", "staleness/max"))),

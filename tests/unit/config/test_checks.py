@@ -65,6 +65,7 @@ GPUS = ["policy.gpus=[0]", "learner.gpus=[1]"]
         (["eval.samples=4", "eval.temperature=0"], "the same"),
         (["feedback.type=openai", "feedback.model=m", "feedback.max_usd=1"], "both prices"),
         (["feedback.type=lean_output", "feedback.text=hello"], "constant"),
+        (["alarms.action=rollback", "checkpoint.every_steps=0"], "checkpoints to go back to"),
         (["verifier.backend=kimina", "verifier.url=host:1"], "http://"),
     ],
 )

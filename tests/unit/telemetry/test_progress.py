@@ -52,6 +52,8 @@ def test_a_step_is_one_line_of_what_is_known() -> None:
         "step 12/400  loss 1.83  solved 41%  38k tok/s  $7.10  eta 1d7h  eval/tiny/pass@1 25%"
     )
     assert step_line({"step": 0}) == "step 0"
+    assert step_line({"step": 3, "alarms/raised": 0}) == "step 3"
+    assert step_line({"step": 3, "alarms/raised": 2, "alarms/rollback_to": 1}) == "step 3  ALARMS 2  rolled back to 1"
 
 
 def test_a_heartbeat_shows_the_flow_when_no_line_came_for_a_while() -> None:

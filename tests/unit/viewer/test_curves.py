@@ -101,3 +101,18 @@ def test_without_a_queue_count_the_remainder_is_named_as_such() -> None:
 def test_no_tokens_no_books() -> None:
     """A run without a step accounts for nothing."""
     assert accounting([{"step": 0}], {}) == []
+
+
+def test_the_curves_tell_gain_teacher_and_overlap_apart() -> None:
+    """What the alarms judge by can be seen: two lines of one chart are in one unit."""
+    row = {
+        "step": 1,
+        "teacher/feedback_gain": 0.1,
+        "policy/teacher_kl": 0.2,
+        "policy/entropy": 0.3,
+        "teacher/entropy": 0.4,
+        "teacher/topk_mass": 0.9,
+        "policy/topk_overlap": 0.5,
+    }
+    drawn = {chart["title"]: [series["points"][0][1] for series in chart["series"]] for chart in charts([row])}
+    assert drawn == {"Policy entropy": [0.3, 0.4], "Feedback gain": [0.1, 0.2], "The teacher's top K": [0.9, 0.5]}

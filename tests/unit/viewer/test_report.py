@@ -162,3 +162,15 @@ def test_the_viewer_needs_no_torch() -> None:
     code = "import sys, fd_async.viewer.report; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
     assert done.stdout.strip() == "False"
+
+
+def test_alarms_and_rollbacks_stand_at_the_top_where_there_were_any(tmp_path: Path, page: str) -> None:
+    """A run without them says nothing of them."""
+    folder = write_run(tmp_path / "alarmed")
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 900, "loss": 1.0, "alarms/raised": 1, "alarms/rollback_to": 850}) + "\n")
+    alarmed = page_of(folder)
+    assert "steps with an alarm" in alarmed
+    assert "step 900 to 850" in alarmed
+    assert "steps with an alarm" not in page
+    assert "rolled back" not in page
