@@ -1,9 +1,10 @@
-"""Samples of one micro-batch as tensors.
+"""Samples of one micro-batch as tensors, packed or padded.
 
-Sequences are padded on the right and the model is causal, so a real token never sees padding and no attention
-mask is needed; position ids are explicit. The token at index i of a sequence is predicted by row i - 1: `rows_T`
-points at those rows in the flattened [B * L] hidden states, sampled tokens only, sample after sample.
-Suffixes: _B sequences, _L padded length, _T sampled tokens.
+Packed: sequences stand one after another in one row, position ids restart, and `packing` says where the borders
+are. Padded: on the right; the model is causal, so a real token never sees padding and no mask is needed. The token at
+index i of a sequence is predicted by row i - 1: `rows_T` points at those rows in the flattened hidden states,
+sampled tokens only, sample after sample.
+Suffixes: _B rows, _L their length (_B is 1 when packed), _T sampled tokens.
 """
 
 from __future__ import annotations
@@ -14,17 +15,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fd_async.learner.packing import Packing, pack
 from fd_async.types import TrainingSample
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Padded sequences and where their sampled tokens are predicted."""
+    """Sequences and where their sampled tokens are predicted."""
 
     input_ids_BL: Tensor
     position_ids_BL: Tensor
     rows_T: Tensor
     sampled_ids_T: Tensor
+    packing: Packing | None = None
+    """Borders inside the row; None where every row is one sequence."""
 
 
 def collate(
@@ -32,31 +36,40 @@ def collate(
     completions: Sequence[Sequence[int]],
     masks: Sequence[Sequence[bool]],
     device: torch.device,
+    packed: bool = False,
 ) -> Rows:
-    """Pad prompt + completion of every sequence; `masks` says which completion tokens count."""
+    """Pack or pad prompt + completion of every sequence; `masks` says which completion tokens count."""
     sequences = [[*prompt, *completion] for prompt, completion in zip(prompts, completions, strict=True)]
-    longest = max(len(sequence) for sequence in sequences)
-    input_ids_BL = torch.tensor([[*sequence, *[0] * (longest - len(sequence))] for sequence in sequences])
-    rows, sampled = [], []
-    for index, (prompt, completion, mask) in enumerate(zip(prompts, completions, masks, strict=True)):
-        first = index * longest + len(prompt) - 1
+    lengths = [len(sequence) for sequence in sequences]
+    longest = max(lengths)
+    rows, sampled, start = [], [], 0
+    for length, prompt, completion, mask in zip(lengths, prompts, completions, masks, strict=True):
+        first = start + len(prompt) - 1
         for offset, (token, counts) in enumerate(zip(completion, mask, strict=True)):
             if counts:
                 rows.append(first + offset)
                 sampled.append(token)
+        start += length if packed else longest
+    if packed:
+        ids_BL = torch.tensor([[token for sequence in sequences for token in sequence]])
+        positions_BL = torch.cat([torch.arange(length) for length in lengths])[None]
+    else:
+        ids_BL = torch.tensor([[*sequence, *[0] * (longest - len(sequence))] for sequence in sequences])
+        positions_BL = torch.arange(longest).expand(len(sequences), longest)
     return Rows(
-        input_ids_BL.to(device),
-        torch.arange(longest, device=device).expand(len(sequences), longest),
+        ids_BL.to(device),
+        positions_BL.to(device),
         torch.tensor(rows, dtype=torch.long, device=device),
         torch.tensor(sampled, dtype=torch.long, device=device),
+        pack(lengths, device) if packed and len(lengths) > 1 else None,
     )
 
 
 class MicroBatch:
     """Samples that one forward pass takes, with the views that the losses need."""
 
-    def __init__(self, samples: Sequence[TrainingSample], device: torch.device) -> None:
-        self.samples, self.device = list(samples), device
+    def __init__(self, samples: Sequence[TrainingSample], device: torch.device, packed: bool = False) -> None:
+        self.samples, self.device, self.packed = list(samples), device, packed
 
     @property
     def num_sampled(self) -> list[int]:
@@ -96,7 +109,7 @@ class MicroBatch:
 
     def restrict(self, rollout_ids: frozenset[str]) -> MicroBatch:
         """Keep only the given rollouts, in the same order."""
-        return MicroBatch([s for s in self.samples if s.rollout_id in rollout_ids], self.device)
+        return MicroBatch([s for s in self.samples if s.rollout_id in rollout_ids], self.device, self.packed)
 
     def _collate(self, prompts: list[list[int]]) -> Rows:
         return collate(
@@ -104,4 +117,5 @@ class MicroBatch:
             [sample.completion_ids for sample in self.samples],
             [sample.sampled_mask for sample in self.samples],
             self.device,
+            self.packed,
         )

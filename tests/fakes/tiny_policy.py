@@ -1,4 +1,4 @@
-"""A random Qwen3 of a few thousand weights, samples and a configuration for it."""
+"""A random Qwen3 and a random Qwen3.5 of a few thousand weights, samples and a configuration for them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import random
 from typing import Any
 
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig, Qwen3Config, Qwen3ForCausalLM
 
 from fd_async.config.schema import Algorithm, Data, Learner, Model, RunConfig
 from fd_async.learner.model import Policy
@@ -31,6 +31,28 @@ def tiny_policy(seed: int = 0) -> Policy:
         initializer_range=0.2,
     )
     return Policy(Qwen3ForCausalLM(config))
+
+
+def tiny_hybrid(seed: int = 0) -> Policy:
+    """Return a model of three gated delta layers and one of full attention; equal seeds give equal weights."""
+    torch.manual_seed(seed)
+    config = Qwen3_5TextConfig(
+        vocab_size=VOCAB,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        initializer_range=0.1,
+    )
+    return Policy(Qwen3_5ForCausalLM(config))
 
 
 def tiny_samples(count: int, seed: int = 0) -> list[TrainingSample]:
