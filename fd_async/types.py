@@ -6,9 +6,10 @@ the first token after the prompt and include tool output.
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any, Literal
 
-from msgspec import Struct, field
+from msgspec import Struct, field, msgpack, structs
 
 Purpose = Literal["train", "eval"]
 
@@ -241,10 +242,23 @@ class StagedWeights(Struct, frozen=True, kw_only=True):
     shapes: list[list[int]]
     offsets: list[int]
     num_bytes: int
-    sha256: str
+    block_bytes: int
+    sha256: list[str]
+    """Of each block of `block_bytes` bytes, the last one shorter; empty when the weights are in no file."""
     probe_ids: list[int]
     probe_logprobs: list[float]
     """Learner's log-probs of probe_ids[1:] given their prefixes, natural log, temperature 1."""
+    seal: str = ""
+    """`checksum` of everything above: rows that were exchanged or altered on the way are found before a push."""
+
+    @property
+    def checksum(self) -> str:
+        """sha256 of all fields but `seal`."""
+        return hashlib.sha256(msgpack.encode(structs.replace(self, seal=""))).hexdigest()
+
+    def sealed(self) -> StagedWeights:
+        """Return the same manifest with its seal."""
+        return structs.replace(self, seal=self.checksum)
 
 
 class PushReport(Struct, frozen=True, kw_only=True):
@@ -252,7 +266,10 @@ class PushReport(Struct, frozen=True, kw_only=True):
 
     version: int
     stage_s: float
+    """Checking and preparing, while requests went on."""
     stall_s: float
+    """From the request to hold until the engine was let go: nothing new was sampled."""
     commit_s: float
+    """Part of the stall in which weights changed."""
     probe_s: float
     probe_max_abs: float

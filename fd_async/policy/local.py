@@ -14,9 +14,9 @@ import anyio.to_thread
 
 from fd_async.config.schema import Policy
 from fd_async.errors import AlignmentError, EngineDied, EngineError, PushFailed, PushRefused
+from fd_async.policy.contract import read_contract
 from fd_async.policy.engine import Send
 from fd_async.policy.launch import RunningEngine, running_engine
-from fd_async.policy.manifest import read_contract
 from fd_async.policy.push import Pusher
 from fd_async.types import Completion, PushReport, StagedWeights, VersionSpan
 
@@ -137,7 +137,7 @@ class LocalEngine:
             return await self._score(token_ids)
 
     async def push(self, staged: StagedWeights, send: Send | None = None) -> PushReport:
-        """See `Engine.push`. `stage_s` of the report is the time of the checks, during which the engine goes on."""
+        """See `Engine.push`."""
         if self._pusher is None:
             raise PushRefused("this engine is a frozen copy and takes no pushes")
         async with self._pushing:

@@ -1,59 +1,32 @@
-"""What a set of weights must look like, and whether a staged one does. No torch, no vllm.
+"""Whether a staged set of weights is what it says, and what the engine can take. No torch, no vllm.
 
-The contract comes from the headers of the checkpoint that the engine loaded, never from an earlier push, so that the
-first push is held to it as well.
+The manifest is held to the contract and to its own seal, the file to the manifest, block by block.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
-import struct
+import threading
 from collections import Counter
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO
 from urllib.parse import urlsplit
 
 from msgspec import Struct
 
-from fd_async.errors import PreflightError, PushRefused
+from fd_async.errors import PushRefused
+from fd_async.policy.contract import Contract
 from fd_async.types import StagedWeights
 
 REFUSED = "fd_async refused the push"
 """Marks, in the text of a worker's error, that no layer was touched. vLLM passes only text between processes."""
 
-_TORCH_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _ITEM_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
-_UNTRAINED_PREFIXES = ("mtp.", "visual.", "model.visual.")
-"""Parts of a Qwen3.5 checkpoint that the text policy neither runs nor trains."""
-_TEXT_PART = "language_model."
-TIED_HEAD = "lm_head.weight"
-_MAX_HEADER_BYTES = 100_000_000
 _SHOWN = 3
-
-
-class TensorSpec(Struct, frozen=True):
-    """Type and shape of one checkpoint tensor."""
-
-    dtype: str
-    shape: tuple[int, ...]
-
-
-class Contract(Struct, frozen=True):
-    """Tensors by checkpoint name; `optional` ones may be left out of a push."""
-
-    tensors: dict[str, TensorSpec]
-    optional: frozenset[str]
-    tied: bool
-    """The output matrix is the embedding (`tie_word_embeddings`)."""
-    text_names: dict[str, str]
-    """Name in a text-only model -> name in a checkpoint that holds the text model inside a larger one."""
-
-    def name(self, pushed: str) -> str:
-        """Return the checkpoint's name of a pushed tensor."""
-        return self.text_names.get(pushed, pushed)
+_MAX_THREADS = 8
+_READ_BYTES = 1 << 20
 
 
 class FileStamp(Struct, frozen=True):
@@ -69,35 +42,8 @@ class FileStamp(Struct, frozen=True):
         return cls(status.st_ino, status.st_mtime_ns, status.st_size)
 
 
-def read_contract(model: str) -> Contract:
-    """Read the contract of a checkpoint folder, or of a Hugging Face id that is already in the local cache."""
-    folder = Path(model)
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        folder = Path(snapshot_download(model, local_files_only=True, allow_patterns=["*.safetensors*", "*.json"]))
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise PreflightError(
-            f"model.path: {folder} has no *.safetensors file, so a push could not be checked against it"
-        )
-    tensors: dict[str, TensorSpec] = {}
-    for file in files:
-        tensors |= _read_header(file)
-    optional = {name for name in tensors if name.startswith(_UNTRAINED_PREFIXES)}
-    tied = _is_tied(folder)
-    if tied:
-        optional.add(TIED_HEAD)
-        if TIED_HEAD not in tensors:
-            embedding = next((spec for name, spec in tensors.items() if name.endswith("embed_tokens.weight")), None)
-            if embedding is not None:
-                tensors[TIED_HEAD] = embedding
-    text_names = {name.replace(_TEXT_PART, "", 1): name for name in tensors if _TEXT_PART in name}
-    return Contract(tensors, frozenset(optional), tied, text_names)
-
-
 def check_manifest(staged: StagedWeights, contract: Contract, *, in_file: bool = True) -> None:
-    """Refuse a manifest that differs from the contract, or whose bytes overlap or leave the file.
+    """Refuse a manifest that differs from the contract or its seal, or whose bytes overlap or leave the file.
 
     Args:
         staged: the manifest.
@@ -115,6 +61,8 @@ def check_manifest(staged: StagedWeights, contract: Contract, *, in_file: bool =
     problems = _compare(staged, contract)
     if in_file and not problems:
         problems = _check_layout(staged)
+    if not problems and staged.checksum != staged.seal:
+        problems = ["the manifest is not the one that its seal was made for"]
     if problems:
         more = f" (and {len(problems) - _SHOWN} more)" if len(problems) > _SHOWN else ""
         raise PushRefused(f"push of version {staged.version}: {'; '.join(problems[:_SHOWN])}{more}")
@@ -136,26 +84,48 @@ def group_address(path: str) -> tuple[str, int]:
     return host, port
 
 
-def check_file(staged: StagedWeights) -> FileStamp:
-    """Hash the staged file and return its identity. Blocking, about 1 s per GB.
+def check_file(staged: StagedWeights, stop: threading.Event | None = None) -> FileStamp:
+    """Hash the staged file, several blocks at once, and return its identity. Blocking, about 1 s per GB and core.
+
+    Args:
+        staged: the manifest.
+        stop: ends the work early when it is set.
 
     Raises:
         PushRefused: the file is missing, has another length or other bytes than the manifest says.
     """
+    what = f"push of version {staged.version}"
     try:
         with open(staged.path, "rb") as file:
             stamp = FileStamp.of(file)
             if stamp.size != staged.num_bytes:
-                raise PushRefused(
-                    f"push of version {staged.version}: {staged.path} has {stamp.size} bytes, "
-                    f"the manifest says {staged.num_bytes}"
-                )
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+                raise PushRefused(f"{what}: {staged.path} has {stamp.size} bytes, the manifest says {staged.num_bytes}")
+            starts = range(0, staged.num_bytes, staged.block_bytes)
+
+            def is_whole(start: int, sha256: str) -> bool:
+                if stop is not None and stop.is_set():
+                    raise PushRefused(f"{what}: the check was given up")
+                return _sha256(file.fileno(), start, min(staged.block_bytes, stamp.size - start)) == sha256
+
+            with ThreadPoolExecutor(min(_MAX_THREADS, len(os.sched_getaffinity(0)))) as pool:
+                for start, whole in zip(starts, pool.map(is_whole, starts, staged.sha256), strict=True):
+                    if not whole:
+                        pool.shutdown(cancel_futures=True)
+                        raise PushRefused(f"{what}: sha256 of {staged.path} from byte {start} on is not the manifest's")
+            if FileStamp.of(file) != stamp:
+                raise PushRefused(f"{what}: {staged.path} changed while it was checked")
     except OSError as error:
-        raise PushRefused(f"push of version {staged.version}: cannot read {staged.path}: {error.strerror}") from error
-    if digest != staged.sha256:
-        raise PushRefused(f"push of version {staged.version}: sha256 of {staged.path} is not the manifest's")
+        raise PushRefused(f"{what}: cannot read {staged.path}: {error.strerror}") from error
     return stamp
+
+
+def _sha256(file: int, start: int, length: int) -> str:
+    """Hash a range of a file, wherever its position is. A range that is not there whole gives another hash."""
+    digest = hashlib.sha256()
+    while length > 0 and (data := os.pread(file, min(length, _READ_BYTES), start)):
+        digest.update(data)
+        start, length = start + len(data), length - len(data)
+    return digest.hexdigest()
 
 
 def _compare(staged: StagedWeights, contract: Contract) -> list[str]:
@@ -185,26 +155,6 @@ def _check_layout(staged: StagedWeights) -> list[str]:
         end = offset + math.prod(shape) * _ITEM_BYTES[dtype]
     if end > staged.num_bytes:
         problems.append(f"tensors end at byte {end}, the file has {staged.num_bytes}")
+    if staged.block_bytes < 1 or len(staged.sha256) != math.ceil(staged.num_bytes / staged.block_bytes):
+        problems.append(f"{len(staged.sha256)} hashes of {staged.block_bytes} bytes for {staged.num_bytes}")
     return problems
-
-
-def _read_header(file: Path) -> dict[str, TensorSpec]:
-    """Read a safetensors header: 8 bytes of little-endian length, then JSON."""
-    try:
-        with file.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            header = json.loads(stream.read(min(length, _MAX_HEADER_BYTES)))
-        return {
-            name: TensorSpec(_TORCH_NAMES.get(entry["dtype"], str(entry["dtype"])), tuple(entry["shape"]))
-            for name, entry in header.items()
-            if name != "__metadata__"
-        }
-    except (struct.error, ValueError, KeyError, TypeError) as error:
-        raise PreflightError(f"model.path: {file} is not a safetensors file: {error}") from error
-
-
-def _is_tied(folder: Path) -> bool:
-    """Tell whether the checkpoint's output matrix is its embedding (`tie_word_embeddings`)."""
-    config = json.loads((folder / "config.json").read_text())
-    text = config.get("text_config", {})
-    return bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", False)))

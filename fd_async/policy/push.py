@@ -1,7 +1,14 @@
-"""The controller's side of a push: check outside the engine, commit while it holds still."""
+"""The controller's side of a push.
+
+    check ▸ prepare           the engine goes on; whatever is wrong is found here and refused
+    hold ▸ load ▸ let go      nothing is sampled
+
+Each phase has `policy.push_timeout_s` and names itself when that passes.
+"""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +20,9 @@ import msgspec
 
 from fd_async.config.schema import Policy
 from fd_async.errors import EngineDied, PushFailed, PushRefused, first_cause
+from fd_async.policy.contract import Contract
 from fd_async.policy.engine import Send
-from fd_async.policy.manifest import REFUSED, Contract, check_file, check_manifest, group_address
+from fd_async.policy.manifest import REFUSED, FileStamp, check_file, check_manifest, group_address
 from fd_async.types import StagedWeights
 
 if TYPE_CHECKING:
@@ -24,6 +32,10 @@ _PAUSE = {"keep": ("keep", False), "recompute": ("keep", True), "drain": ("wait"
 """policy.in_flight -> vLLM's pause mode, and whether the KV of running requests is thrown away."""
 _SENDER = "fd_async.policy.nccl:Broadcaster"
 """What the learner, which may not import this room, sends through."""
+_FIRST_LOOK_S, _LONGEST_LOOK_S = 0.002, 0.05
+"""How often to ask whether the workers are prepared; each question waits for the end of an engine step."""
+
+_DISCARD_S = 5.0
 
 
 class Pusher:
@@ -38,25 +50,58 @@ class Pusher:
 
     async def open(self) -> None:
         """Let the workers read the contract. With NCCL they wait for the learner's address instead."""
-        if self._config.push == "shm":
+        if self._in_file:
             await self._init_workers({})
 
     async def check(self, staged: StagedWeights, send: Send | None) -> dict[str, Any]:
-        """Return the message for the workers, or raise PushRefused. The engine goes on meanwhile."""
+        """Check and prepare a push while the engine goes on; return the message that commits it.
+
+        Raises:
+            PushRefused: nothing changed.
+            EngineDied: the engine's process is gone.
+        """
         if len(staged.probe_ids) < 2 or len(staged.probe_logprobs) != len(staged.probe_ids) - 1:
             raise PushRefused(
                 f"push of version {staged.version}: the probe has no log-prob for each id after the first"
             )
-        in_file = self._config.push == "shm"
-        check_manifest(staged, self._contract, in_file=in_file)
-        if not in_file:
+        check_manifest(staged, self._contract, in_file=self._in_file)
+        if not self._in_file:
             if send is None:
                 raise PushRefused('policy.push = "nccl" needs `send`: nobody would send what the engine waits for')
             group_address(staged.path)
             names = [self._contract.name(name) for name in staged.names]
             return {"names": names, "dtype_names": staged.dtypes, "shapes": staged.shapes}
-        stamp = await anyio.to_thread.run_sync(check_file, staged)
-        return {"staged": msgspec.to_builtins(staged), "stamp": msgspec.to_builtins(stamp)}
+        with self._phase("checking the staged file", PushRefused):
+            stamp = await self._check_file(staged)
+        with self._phase("preparing the new weights", PushRefused):
+            await self._prepare(staged, stamp)
+        return {"version": staged.version}
+
+    async def _check_file(self, staged: StagedWeights) -> FileStamp:
+        stop = threading.Event()
+        try:
+            # A file system that hangs keeps its thread, not the controller.
+            return await anyio.to_thread.run_sync(check_file, staged, stop, abandon_on_cancel=True)
+        finally:
+            stop.set()
+
+    async def _prepare(self, staged: StagedWeights, stamp: FileStamp) -> None:
+        """Have the workers build the new weights beside the old ones, in a thread of their own."""
+        message = {
+            "staged": msgspec.to_builtins(staged),
+            "stamp": msgspec.to_builtins(stamp),
+            "ahead": self._config.push_ahead,
+        }
+        try:
+            await self._llm.collective_rpc("fd_prepare", args=(message,))
+            look_s = _FIRST_LOOK_S
+            while not all(await self._llm.collective_rpc("fd_is_prepared")):
+                await anyio.sleep(look_s)
+                look_s = min(2 * look_s, _LONGEST_LOOK_S)
+        except BaseException:
+            with anyio.move_on_after(_DISCARD_S, shield=True):
+                await self._llm.collective_rpc("fd_discard")
+            raise
 
     async def commit(self, staged: StagedWeights, message: dict[str, Any], send: Send | None) -> tuple[float, float]:
         """Hold the engine, load, let it go on. Returns seconds held and, of these, seconds loading.
@@ -88,7 +133,7 @@ class Pusher:
         return time.perf_counter() - held, commit_s
 
     async def _load(self, staged: StagedWeights, message: dict[str, Any], send: Send | None) -> None:
-        if send is None or self._config.push == "shm":
+        if send is None or self._in_file:
             await self._receive(message)
         else:
             await self._receive_while_sent(staged, message, send)
@@ -134,6 +179,10 @@ class Pusher:
         self._joined = path
 
     @property
+    def _in_file(self) -> bool:
+        return self._config.push != "nccl"
+
+    @property
     def _num_workers(self) -> int:
         return self._config.tensor_parallel_size * self._config.data_parallel_size
 
@@ -160,7 +209,8 @@ class Pusher:
         except EngineDeadError as error:
             raise EngineDied(f"push: the engine's process died while {what}") from error
         except Exception as error:
-            if REFUSED in str(error):
+            # Of several workers one may refuse when another has loaded: that is a refusal only before the loading.
+            if REFUSED in str(error) and (failure is PushRefused or self._num_workers == 1):
                 raise PushRefused(_first_line(error)) from error
             raise failure(f"push: {what} failed: {_first_line(error)}") from error
 

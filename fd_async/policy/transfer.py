@@ -1,19 +1,30 @@
-"""Weight transfer inside vLLM's worker processes: one staged file, loaded in one step.
+"""Weight transfer inside vLLM's worker processes: one staged file, prepared beside the live weights, then swapped in.
+
+    prepare ▸ a thread maps the file, checks it and builds a `Twin`; the engine goes on
+    prepared ▸ is it ready? asked again and again between two engine steps
+    update ▸ the engine holds still: the twin is swapped in, or vLLM's own reload runs
 
 vLLM imports this module in every worker because `worker_extension_cls` names a class of it; the import registers the
 engine `fd_shm`. vLLM's own order (start, update, finish) is three calls, and a failure between them leaves layers
-without weights. Here the update does everything: it checks, and only then touches a layer.
+without weights. Here the update does everything, and whatever can be wrong has been found before it.
 """
 
 from __future__ import annotations
 
+import logging
 import mmap
+import os
+import re
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import msgspec
+import psutil
 import torch
+from torch import Tensor, nn
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
@@ -25,10 +36,18 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from vllm.platforms import current_platform
 
 from fd_async.errors import PushRefused
-from fd_async.policy.manifest import REFUSED, TIED_HEAD, Contract, FileStamp, check_manifest, read_contract
+from fd_async.policy.contract import TIED_HEAD, Contract, read_contract
+from fd_async.policy.manifest import REFUSED, FileStamp, check_manifest
+from fd_async.policy.twin import NoTwin, Twin
 from fd_async.types import StagedWeights
 
 BACKEND = "fd_shm"
+_LAYER = re.compile(r"^(.*?\.\d+\.)?")
+"""Tensors of one decoder layer share this part of their names."""
+_SPARE = 1.25
+"""Free memory that a twin needs, in sizes of the staged weights."""
+_NICENESS = 10
+_log = logging.getLogger("vllm.fd_async")
 
 
 @dataclass
@@ -38,23 +57,116 @@ class InitInfo(WeightTransferInitInfo):
 
 @dataclass
 class UpdateInfo(WeightTransferUpdateInfo):
-    """One push: the manifest and the identity of the checked file, as built-in values."""
+    """The push whose preparation is to be committed."""
 
-    staged: dict[str, Any]
-    stamp: dict[str, int]
+    version: int
+
+
+class Preparation:
+    """One push on its way in: a thread that maps and checks the staged file and, if it can, builds the twin."""
+
+    def __init__(
+        self, model: nn.Module, contract: Contract, staged: StagedWeights, stamp: FileStamp, *, twin_bytes: int | None
+    ) -> None:
+        self.version = staged.version
+        self.error: BaseException | None = None
+        self.twin: Twin | None = None
+        self.rows: list[tuple[str, Tensor]] = []
+        self._arguments = (model, contract, staged, stamp, twin_bytes)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True, name=f"prepare-{staged.version}")
+        self._thread.start()
+
+    @property
+    def is_over(self) -> bool:
+        return not self._thread.is_alive()
+
+    def wait(self) -> None:
+        """Wait for the thread and raise what it raised."""
+        self._thread.join()
+        if self.error is not None:
+            raise ValueError(f"{REFUSED}: {self.error}") from self.error
+
+    def stop(self) -> None:
+        """Have the thread end soon; nothing comes of it."""
+        self._stopped.set()
+
+    def _run(self) -> None:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)  # requests go first
+        try:
+            self._prepare(*self._arguments)
+        except BaseException as error:  # raised again by `wait`, in the thread that answers the controller
+            self.error = error
+        finally:
+            del self._arguments
+
+    def _prepare(
+        self, model: nn.Module, contract: Contract, staged: StagedWeights, stamp: FileStamp, twin_bytes: int | None
+    ) -> None:
+        what = f"push of version {staged.version}"
+        check_manifest(staged, contract)
+        with open(staged.path, "rb") as file:
+            _require_same(file, stamp, what, staged.path)
+            data = torch.frombuffer(mmap.mmap(file.fileno(), stamp.size, access=mmap.ACCESS_COPY), dtype=torch.uint8)
+            self.rows = sorted(_tensors(staged, data, contract), key=lambda row: _layer(row[0]))
+            for name, tensor in self.rows:
+                self._require_wanted()
+                # Reads every page as well: they are there when the engine is held.
+                if tensor.numel() and not all(bound.isfinite() for bound in tensor.aminmax()):
+                    raise PushRefused(f"{what}: {name} holds a value that is not finite")
+            if twin_bytes is not None:
+                self.twin = self._build_twin(model, twin_bytes)
+            _require_same(file, stamp, what, staged.path)
+
+    def _build_twin(self, model: nn.Module, num_bytes: int) -> Twin | None:
+        free = psutil.virtual_memory().available
+        if free < _SPARE * num_bytes:
+            _log.warning("push: %d bytes of memory free, too few for a second set of %d; loading while held",
+                         free, num_bytes)  # fmt: skip
+            return None
+        try:
+            twin = Twin(model)
+            for _, rows in groupby(self.rows, key=lambda row: _layer(row[0])):
+                self._require_wanted()
+                twin.load(list(rows))
+            twin.require_whole()
+        except NoTwin as reason:
+            _log.info("push: the engine is held while vLLM reloads, since %s", reason)
+            return None
+        return twin
+
+    def _require_wanted(self) -> None:
+        if self._stopped.is_set():
+            raise PushRefused(f"push of version {self.version}: given up by the controller")
 
 
 class SharedFileEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
-    """Loads a memory-mapped file of checkpoint tensors through vLLM's layerwise reload."""
+    """Brings a memory-mapped file of checkpoint tensors into the model."""
 
     init_info_cls = InitInfo
     update_info_cls = UpdateInfo
     supports_draft_weight_update = False
     contract: Contract
+    preparation: Preparation | None = None
 
     def init_transfer_engine(self, init_info: InitInfo) -> None:
         """Read the contract from the checkpoint that this worker loaded."""
         self.contract = read_contract(self.model_config.model)
+
+    def prepare(self, message: dict[str, Any]) -> None:
+        """Start to prepare a push; one that was being prepared is given up."""
+        self.discard()
+        staged = msgspec.convert(message["staged"], StagedWeights)
+        stamp = msgspec.convert(message["stamp"], FileStamp)
+        # All workers of this machine together hold this much beside the live weights.
+        twin_bytes = staged.num_bytes * self.parallel_config.data_parallel_size if message["ahead"] else None
+        self.preparation = Preparation(self.model, self.contract, staged, stamp, twin_bytes=twin_bytes)
+
+    def discard(self) -> None:
+        """Give up what is being prepared."""
+        if self.preparation is not None:
+            self.preparation.stop()
+            self.preparation = None
 
     def start_weight_update(self) -> None:
         """Touch nothing: see the module docstring."""
@@ -64,36 +176,64 @@ class SharedFileEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
 
     def shutdown(self) -> None:
         """Nothing is held between pushes."""
+        self.discard()
 
     def receive_weights(self, update_info: UpdateInfo) -> None:
-        """Check the manifest and the file's identity, then replace all weights."""
-        try:
-            staged = msgspec.convert(update_info.staged, StagedWeights)
-            check_manifest(staged, self.contract)
-            data = _map_file(staged, msgspec.convert(update_info.stamp, FileStamp))
-        except (PushRefused, OSError, msgspec.ValidationError) as error:
-            raise ValueError(f"{REFUSED}: {error}") from error
+        """Replace all weights by the prepared ones."""
+        ready, self.preparation = self.preparation, None
+        if ready is None or ready.version != update_info.version:
+            raise ValueError(f"{REFUSED}: version {update_info.version} was not prepared")
+        ready.wait()
+        if ready.twin is not None:
+            ready.twin.commit()
+            # To free a gigabyte takes time that requests need not wait for.
+            threading.Thread(target=vars(ready).clear, daemon=True, name="free-old-weights").start()
+            return
         with torch.no_grad():
             initialize_layerwise_reload(self.model)
-            self.model.load_weights(_tensors(staged, data, self.contract))  # pyright: ignore[reportCallIssue]
+            self.model.load_weights(ready.rows)  # pyright: ignore[reportCallIssue]
             finalize_layerwise_reload(self.model, self.model_config)
             if self.contract.tied and current_platform.is_cpu():
                 _repack_heads(self.model)
 
 
 class WorkerExtension:
-    """Named as vLLM's `worker_extension_cls` so that workers import this module."""
+    """Mixed into vLLM's worker: named as `worker_extension_cls`, called through `collective_rpc`."""
+
+    weight_transfer_engine: Any
+
+    def fd_prepare(self, message: dict[str, Any]) -> None:
+        """Start to prepare a push."""
+        self.weight_transfer_engine.prepare(message)
+
+    def fd_is_prepared(self) -> bool:
+        """Tell whether the preparation is over.
+
+        Raises:
+            ValueError: it failed; the weights that serve are untouched.
+        """
+        preparation = self.weight_transfer_engine.preparation
+        if not preparation.is_over:
+            return False
+        preparation.wait()
+        return True
+
+    def fd_discard(self) -> None:
+        """Give up a preparation."""
+        self.weight_transfer_engine.discard()
 
 
-def _map_file(staged: StagedWeights, stamp: FileStamp) -> torch.Tensor:
-    """Map the file privately, as bytes; the mapping lives as long as a tensor that views it."""
-    with open(staged.path, "rb") as file:
-        if FileStamp.of(file) != stamp:
-            raise PushRefused(f"push of version {staged.version}: {staged.path} changed after it was checked")
-        return torch.frombuffer(mmap.mmap(file.fileno(), stamp.size, access=mmap.ACCESS_COPY), dtype=torch.uint8)
+def _layer(name: str) -> str:
+    match = _LAYER.match(name)
+    return match[0] if match else ""
 
 
-def _tensors(staged: StagedWeights, data: torch.Tensor, contract: Contract) -> Iterator[tuple[str, torch.Tensor]]:
+def _require_same(file: Any, stamp: FileStamp, what: str, path: str) -> None:
+    if FileStamp.of(file) != stamp:
+        raise PushRefused(f"{what}: {path} changed after it was checked")
+
+
+def _tensors(staged: StagedWeights, data: Tensor, contract: Contract) -> Iterator[tuple[str, Tensor]]:
     """Yield views of the bytes under checkpoint names; a tied output matrix is left out, it is the embedding."""
     for name, dtype_name, shape, offset in zip(staged.names, staged.dtypes, staged.shapes, staged.offsets, strict=True):
         if contract.tied and name == TIED_HEAD:
@@ -103,11 +243,11 @@ def _tensors(staged: StagedWeights, data: torch.Tensor, contract: Contract) -> I
         yield contract.name(name), data[offset : offset + num_bytes].view(dtype).view(shape)
 
 
-def _repack_heads(model: torch.nn.Module) -> None:
+def _repack_heads(model: nn.Module) -> None:
     """Pack tied output matrices again.
 
-    On the CPU a linear layer computes with a packed copy of its matrix. The layerwise reload renews the copy of the
-    layer whose name was loaded, the embedding, and leaves the tied head's copy at the old weights.
+    On the CPU a linear layer computes with a packed copy of its matrix. vLLM's reload renews the copy of the layer
+    whose name was loaded, the embedding, and leaves the tied head's copy at the old weights.
     """
     for head in model.modules():
         if isinstance(head, ParallelLMHead):

@@ -11,6 +11,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from fd_async.types import StagedWeights
 
+BLOCK_BYTES = 1 << 20
 PROBE = [5, 17, 23, 42, 99, 7, 300, 12]
 
 
@@ -55,6 +56,7 @@ def stage(model: Qwen3ForCausalLM, path: Path, version: int) -> StagedWeights:
     temporary = path.with_suffix(".tmp")
     temporary.write_bytes(flat)
     os.replace(temporary, path)
+    starts = range(0, end, BLOCK_BYTES)
     return StagedWeights(
         version=version,
         path=str(path),
@@ -63,7 +65,8 @@ def stage(model: Qwen3ForCausalLM, path: Path, version: int) -> StagedWeights:
         shapes=shapes,
         offsets=offsets,
         num_bytes=end,
-        sha256=hashlib.sha256(flat).hexdigest(),
+        block_bytes=BLOCK_BYTES,
+        sha256=[hashlib.sha256(flat[start : start + BLOCK_BYTES]).hexdigest() for start in starts],
         probe_ids=PROBE,
         probe_logprobs=logprobs(model, PROBE),
-    )
+    ).sealed()

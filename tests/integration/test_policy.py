@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
+from operator import attrgetter
 from pathlib import Path
 
 import anyio
@@ -22,6 +23,7 @@ from fd_async.config.schema import Policy
 from fd_async.errors import EngineDied, EngineError, PushFailed, PushRefused
 from fd_async.policy import LocalEngine, open_engine
 from fd_async.types import Completion, StagedWeights
+from tests.fakes.bad_pushes import BAD_PUSHES
 from tests.fakes.weights import PROBE, logprobs, perturb, stage, tiny_qwen3
 
 pytestmark = [
@@ -192,37 +194,78 @@ async def test_a_push_in_flight_loses_no_request(world: World, in_flight: str, m
             assert max(differences(world.other, result)[result.spans[1].start :]) < TOLERANCE
 
 
-def truncate(staged: StagedWeights) -> StagedWeights:
-    with open(staged.path, "r+b") as file:
-        file.truncate(staged.num_bytes - 4)
-    return staged
-
-
-def drop_last(staged: StagedWeights) -> StagedWeights:
-    rows = {name: getattr(staged, name)[:-1] for name in ("names", "dtypes", "shapes", "offsets")}
-    return replace(staged, **rows)
-
-
-BAD: dict[str, Callable[[StagedWeights], StagedWeights]] = {
-    "missing tensor": drop_last,
-    "wrong shape": lambda staged: replace(staged, shapes=[*staged.shapes[:-1], [64, 2]]),
-    "truncated file": truncate,
-    "wrong sha256": lambda staged: replace(staged, sha256="0" * 64),
-    "missing file": lambda staged: replace(staged, path=staged.path + ".gone"),
-    "probe without log-probs": lambda staged: replace(staged, probe_logprobs=[]),
-}
-
-
-@pytest.mark.parametrize("bad", BAD)
+@pytest.mark.parametrize("bad", BAD_PUSHES)
 async def test_a_bad_push_is_refused_and_the_old_weights_serve(world: World, bad: str) -> None:
-    """The refused push changes neither outputs nor version, and the next good one works."""
+    """The refused push changes neither ids nor log-probs nor version, by no bit; the next good one works."""
     before, version = await world.generate(seed=5), world.engine.weight_version
+    scores = await world.engine.score(PROBE)
     with pytest.raises(PushRefused):
-        await world.engine.push(BAD[bad](world.stage(world.other)))
+        await world.engine.push(BAD_PUSHES[bad](world.stage(world.other)))
     assert world.engine.weight_version == version
     assert await world.generate(seed=5) == before
+    assert await world.engine.score(PROBE) == scores
     await world.engine.push(world.stage(world.other))
     assert max(differences(world.other, await world.generate())) < TOLERANCE
+
+
+async def test_refused_pushes_do_not_touch_running_requests(world: World) -> None:
+    """Requests that run through every kind of bad push end whole, sampled by one version."""
+    version = world.engine.weight_version
+    results: list[Completion] = []
+    async with anyio.create_task_group() as group:
+        group.start_soon(world.generate_many, 16, 900, results)
+        await world.until_tokens(50)
+        staged = world.stage(world.other)
+        for bad in BAD_PUSHES.values():
+            with pytest.raises(PushRefused):
+                await world.engine.push(bad(staged))
+        assert world.engine.statistics()["running"]
+    assert len(results) == 16
+    assert all([span.version for span in result.spans] == [version] for result in results)
+    assert max(max(differences(world.base, result)) for result in results) < TOLERANCE
+
+
+async def test_without_preparation_vllm_reloads_while_it_is_held(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`policy.push_ahead = false` gives the same weights, before and after a push that was prepared."""
+    for ahead in (False, True, False):
+        monkeypatch.setattr(world.engine._pusher, "_config", replace(CONFIG, push_ahead=ahead))
+        await world.engine.push(world.stage(world.other))
+        assert max(differences(world.other, await world.generate())) < TOLERANCE
+        await world.engine.push(world.stage(world.base))
+        assert max(differences(world.base, await world.generate())) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("phase", "call", "error"),
+    [
+        ("preparing the new weights", "collective_rpc", PushRefused),
+        ("holding running requests", "engine_core.pause_scheduler_async", PushRefused),
+        ("loading weights", "update_weights", PushFailed),
+        ("resuming", "resume_generation", PushFailed),
+    ],
+)
+async def test_a_phase_out_of_time_names_itself(
+    world: World, phase: str, call: str, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine that does not answer ends the push after `policy.push_timeout_s`, and says what it waited for."""
+
+    async def hang(*_: object, **__: object) -> None:
+        await anyio.sleep_forever()
+
+    monkeypatch.setattr(world.engine._pusher, "_config", replace(CONFIG, push_timeout_s=0.5))
+    monkeypatch.setattr("fd_async.policy.push._DISCARD_S", 0.1)
+    staged = world.stage(world.other)
+    with monkeypatch.context() as patch:
+        owner, _, name = call.rpartition(".")
+        patch.setattr(attrgetter(owner)(world.engine._llm) if owner else world.engine._llm, name, hang)
+        with pytest.raises(error, match=rf"push: {phase}.* policy\.push_timeout_s = 0\.5 s"):
+            await world.engine.push(staged)
+    await world.engine._llm.resume_generation()
+    if error is PushRefused:
+        assert max(differences(world.base, await world.generate())) < TOLERANCE
+    else:
+        with pytest.raises(PushFailed, match="in doubt"):
+            await world.generate()
 
 
 async def test_the_worker_refuses_what_the_controller_let_through(
@@ -232,7 +275,7 @@ async def test_the_worker_refuses_what_the_controller_let_through(
     before = await world.generate(seed=5)
     monkeypatch.setattr("fd_async.policy.push.check_manifest", lambda *_, **__: None)
     with pytest.raises(PushRefused, match="is missing"):
-        await world.engine.push(drop_last(world.stage(world.other)))
+        await world.engine.push(BAD_PUSHES["missing tensor"](world.stage(world.other)))
     assert await world.generate(seed=5) == before
 
 
@@ -253,7 +296,7 @@ async def test_a_probe_that_disagrees_ends_all_requests(world: World) -> None:
             group.start_soon(runs)
         await world.until_tokens(5)
         with pytest.raises(PushFailed, match=r"policy\.probe_tolerance"):
-            await world.engine.push(replace(staged, probe_logprobs=[math.nan, *staged.probe_logprobs[1:]]))
+            await world.engine.push(replace(staged, probe_logprobs=[math.nan, *staged.probe_logprobs[1:]]).sealed())
     assert failures
     assert world.engine.weight_version == version
     with pytest.raises(PushFailed, match="in doubt"):

@@ -1,29 +1,21 @@
-"""The contract of a checkpoint and the checks of a staged set of weights."""
+"""The checks of a staged set of weights: the manifest against the contract and its seal, the file against it."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-import struct
+import math
+import threading
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
-from fd_async.errors import PreflightError, PushRefused
-from fd_async.policy.manifest import Contract, check_file, check_manifest, read_contract
+from fd_async.errors import PushRefused
+from fd_async.policy.manifest import check_file, check_manifest
 from fd_async.types import StagedWeights
+from tests.unit.policy.test_contract import SHAPES, write_checkpoint
 
-SHAPES = {"model.embed_tokens.weight": [4, 2], "model.norm.weight": [2]}
-
-
-def write_checkpoint(folder: Path, shapes: dict[str, list[int]] = SHAPES, *, tied: bool = True) -> Contract:
-    """Write a checkpoint's config and a header with no data behind it."""
-    header = {name: {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]} for name, shape in shapes.items()}
-    text = json.dumps({"__metadata__": {"format": "pt"}} | header).encode()
-    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
-    (folder / "config.json").write_text(json.dumps({"tie_word_embeddings": tied}))
-    return read_contract(str(folder))
+BLOCK = 16
 
 
 @pytest.fixture
@@ -39,10 +31,11 @@ def staged(tmp_path: Path) -> StagedWeights:
         shapes=list(SHAPES.values()),
         offsets=[0, 32],
         num_bytes=40,
-        sha256=hashlib.sha256(data).hexdigest(),
+        block_bytes=BLOCK,
+        sha256=[hashlib.sha256(data[start : start + BLOCK]).hexdigest() for start in range(0, 40, BLOCK)],
         probe_ids=[1, 2],
         probe_logprobs=[-1.0],
-    )
+    ).sealed()
 
 
 def test_a_fitting_manifest_and_file_are_accepted(tmp_path: Path, staged: StagedWeights) -> None:
@@ -61,8 +54,9 @@ def test_a_tied_head_may_be_pushed_or_left_out(tmp_path: Path, staged: StagedWei
         shapes=[*staged.shapes, [4, 2]],
         offsets=[0, 32, 40],
         num_bytes=72,
+        sha256=[*staged.sha256, "", ""],
     )
-    check_manifest(with_head, contract)
+    check_manifest(with_head.sealed(), contract)
 
 
 def test_an_untied_head_is_required(tmp_path: Path, staged: StagedWeights) -> None:
@@ -100,6 +94,8 @@ def test_a_text_model_may_name_its_tensors_without_the_larger_one(tmp_path: Path
         ({"offsets": [0, 33]}, "not a multiple of 4"),
         ({"offsets": [0, 36]}, "tensors end at byte 44, the file has 40"),
         ({"offsets": [0]}, "differ in length"),
+        ({"sha256": []}, "0 hashes of 16 bytes for 40"),
+        ({"block_bytes": 0}, "3 hashes of 0 bytes for 40"),
     ],
 )
 def test_a_manifest_that_differs_is_refused(
@@ -110,30 +106,70 @@ def test_a_manifest_that_differs_is_refused(
         check_manifest(replace(staged, **change), write_checkpoint(tmp_path))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"version": 2},
+        {"names": list(reversed(SHAPES)), "shapes": list(reversed(SHAPES.values())), "offsets": [32, 0]},
+        {"offsets": [0, 36], "num_bytes": 44},
+        {"sha256": ["0" * 64] * 3},
+        {"probe_ids": [1, 3]},
+        {"probe_logprobs": [math.nan]},
+        {"seal": ""},
+    ],
+)
+def test_a_manifest_altered_on_its_way_is_refused(
+    tmp_path: Path, staged: StagedWeights, change: dict[str, object]
+) -> None:
+    """Rows that still fit the contract, but are not what the learner wrote, do not fit the seal."""
+    contract = write_checkpoint(tmp_path)
+    altered = replace(staged, **change)
+    with pytest.raises(PushRefused, match="seal"):
+        check_manifest(altered, contract)
+    if change.keys() != {"seal"}:
+        check_manifest(altered.sealed(), contract)
+
+
 def test_a_manifest_without_a_file_needs_no_offsets(tmp_path: Path, staged: StagedWeights) -> None:
     """Weights that travel by NCCL have names, types and shapes only."""
-    check_manifest(replace(staged, offsets=[], num_bytes=0), write_checkpoint(tmp_path), in_file=False)
+    sent = replace(staged, offsets=[], num_bytes=0, block_bytes=0, sha256=[])
+    check_manifest(sent.sealed(), write_checkpoint(tmp_path), in_file=False)
 
 
-def test_a_missing_short_or_altered_file_is_refused(staged: StagedWeights) -> None:
+def test_a_missing_or_short_file_is_refused(staged: StagedWeights) -> None:
     """The bytes are checked before the engine hears of them."""
     path = Path(staged.path)
-    data = path.read_bytes()
-    path.write_bytes(data[:-1])
+    path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(PushRefused, match="39 bytes, the manifest says 40"):
-        check_file(staged)
-    path.write_bytes(data[:-1] + b"!")
-    with pytest.raises(PushRefused, match="sha256"):
         check_file(staged)
     path.unlink()
     with pytest.raises(PushRefused, match="No such file"):
         check_file(staged)
 
 
-def test_a_folder_without_a_checkpoint_is_named(tmp_path: Path) -> None:
-    """No contract, no engine."""
-    with pytest.raises(PreflightError, match=r"no \*\.safetensors"):
-        read_contract(str(tmp_path))
-    (tmp_path / "model.safetensors").write_bytes(b"not a header")
-    with pytest.raises(PreflightError, match="not a safetensors file"):
-        read_contract(str(tmp_path))
+def test_a_flipped_bit_anywhere_is_refused(staged: StagedWeights) -> None:
+    """Whatever block it is in, the last and shorter one included."""
+    path = Path(staged.path)
+    data = path.read_bytes()
+    for position in range(len(data)):
+        path.write_bytes(data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :])
+        with pytest.raises(PushRefused, match=f"from byte {position // BLOCK * BLOCK} on is not the manifest's"):
+            check_file(staged)
+    path.write_bytes(data)
+    check_file(staged)
+
+
+def test_two_blocks_exchanged_are_refused(staged: StagedWeights) -> None:
+    """Each block has its own place."""
+    data = Path(staged.path).read_bytes()
+    Path(staged.path).write_bytes(data[BLOCK : 2 * BLOCK] + data[:BLOCK] + data[2 * BLOCK :])
+    with pytest.raises(PushRefused, match="from byte 0 on"):
+        check_file(staged)
+
+
+def test_a_check_that_nobody_waits_for_ends(staged: StagedWeights) -> None:
+    """The deadline has passed: the thread does not read gigabytes to the end."""
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(PushRefused, match="given up"):
+        check_file(staged, stop)

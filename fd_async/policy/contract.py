@@ -1,0 +1,101 @@
+"""What a set of weights must look like: names, shapes and types of the checkpoint that the engine loaded. No torch.
+
+The contract comes from the checkpoint's headers, never from an earlier push, so that the first push is held to it as
+well. Names are those of the checkpoint; a text-only learner's names are mapped to them.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+from msgspec import Struct
+
+from fd_async.errors import PreflightError
+
+_TORCH_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_UNTRAINED_PREFIXES = ("mtp.", "visual.", "model.visual.")
+"""Parts of a Qwen3.5 checkpoint that the text policy neither runs nor trains."""
+_TEXT_PART = "language_model."
+TIED_HEAD = "lm_head.weight"
+_MAX_HEADER_BYTES = 100_000_000
+
+
+class TensorSpec(Struct, frozen=True):
+    """Type and shape of one checkpoint tensor."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class Contract(Struct, frozen=True):
+    """Tensors by checkpoint name; `optional` ones may be left out of a push."""
+
+    tensors: dict[str, TensorSpec]
+    optional: frozenset[str]
+    tied: bool
+    """The output matrix is the embedding (`tie_word_embeddings`)."""
+    text_names: dict[str, str]
+    """Name in a text-only model -> name in a checkpoint that holds the text model inside a larger one."""
+
+    def name(self, pushed: str) -> str:
+        """Return the checkpoint's name of a pushed tensor."""
+        return self.text_names.get(pushed, pushed)
+
+
+def read_contract(model: str) -> Contract:
+    """Read the contract of a checkpoint folder, or of a Hugging Face id that is already in the local cache."""
+    folder = Path(model)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(model, local_files_only=True, allow_patterns=["*.safetensors*", "*.json"]))
+    files = _weight_files(folder)
+    if not files:
+        raise PreflightError(
+            f"model.path: {folder} has no *.safetensors file, so a push could not be checked against it"
+        )
+    tensors: dict[str, TensorSpec] = {}
+    for file in files:
+        tensors |= _read_header(file)
+    optional = {name for name in tensors if name.startswith(_UNTRAINED_PREFIXES)}
+    tied = _is_tied(folder)
+    if tied:
+        optional.add(TIED_HEAD)
+        if TIED_HEAD not in tensors:
+            embedding = next((spec for name, spec in tensors.items() if name.endswith("embed_tokens.weight")), None)
+            if embedding is not None:
+                tensors[TIED_HEAD] = embedding
+    text_names = {name.replace(_TEXT_PART, "", 1): name for name in tensors if _TEXT_PART in name}
+    return Contract(tensors, frozenset(optional), tied, text_names)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Return the files that the index names, or all where there is no index."""
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        return sorted({folder / name for name in json.loads(index.read_text())["weight_map"].values()})
+    return sorted(folder.glob("*.safetensors"))
+
+
+def _read_header(file: Path) -> dict[str, TensorSpec]:
+    """Read a safetensors header: 8 bytes of little-endian length, then JSON."""
+    try:
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            header = json.loads(stream.read(min(length, _MAX_HEADER_BYTES)))
+        return {
+            name: TensorSpec(_TORCH_NAMES.get(entry["dtype"], str(entry["dtype"])), tuple(entry["shape"]))
+            for name, entry in header.items()
+            if name != "__metadata__"
+        }
+    except (struct.error, ValueError, KeyError, TypeError) as error:
+        raise PreflightError(f"model.path: {file} is not a safetensors file: {error}") from error
+
+
+def _is_tied(folder: Path) -> bool:
+    """Tell whether the checkpoint's output matrix is its embedding (`tie_word_embeddings`)."""
+    config = json.loads((folder / "config.json").read_text())
+    text = config.get("text_config", {})
+    return bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", False)))
