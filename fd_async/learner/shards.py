@@ -72,7 +72,19 @@ class SlicedShards:
 
     def __init__(self, parameters: dict[str, nn.Parameter], optimizer: Any) -> None:
         self._optimizer = optimizer
-        self.flats = self.keys = list[Tensor](optimizer.single_partition_of_fp32_groups)
+        if hasattr(optimizer, "bf16_groups_flat"):  # stage 1 in bfloat16 has an optimizer class of its own
+            flats, self._whole, self._slices = (
+                optimizer.fp32_groups_flat_partition,
+                optimizer.bf16_groups_flat,
+                optimizer.bf16_partitioned_groups,
+            )
+        else:
+            flats, self._whole, self._slices = (
+                optimizer.single_partition_of_fp32_groups,
+                optimizer.bit16_groups_flat,
+                optimizer.parallel_partitioned_bit16_groups,
+            )
+        self.flats = self.keys = list[Tensor](flats)
         self.pieces: list[Piece] = []
         for name, parameter in parameters.items():
             mapping: Any = parameter._hp_mapping  # type: ignore[attr-defined]
@@ -84,12 +96,11 @@ class SlicedShards:
     def publish(self, flats: Sequence[Tensor]) -> None:
         """Round this rank's slice into the module and gather the others'."""
         inner = self._optimizer
-        for group, flat in enumerate(flats):
-            rank = torch.distributed.get_rank(inner.real_dp_process_group[group])
-            inner.parallel_partitioned_bit16_groups[group][rank].data.copy_(flat)
+        for slices, group, flat in zip(self._slices, inner.real_dp_process_group, flats, strict=True):
+            slices[torch.distributed.get_rank(group)].data.copy_(flat)
         all_gather_dp_groups(
-            groups_flat=inner.bit16_groups_flat,
-            partitioned_param_groups=inner.parallel_partitioned_bit16_groups,
+            groups_flat=self._whole,
+            partitioned_param_groups=self._slices,
             dp_process_group=inner.real_dp_process_group,
             start_alignment_factor=inner.nccl_start_alignment_factor,
             allgather_bucket_size=inner.allgather_bucket_size,
