@@ -20,7 +20,7 @@ import psutil
 
 from fd_async.config.schema import Policy
 from fd_async.errors import EngineError
-from fd_async.policy.child import logging_config
+from fd_async.policy.child import do_without_torchvision, logging_config
 from fd_async.policy.environment import engine_environment, temporary_environment
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def engine_arguments(model_path: str, config: Policy, *, dtype: str, seed: int, 
         arguments["kv_cache_memory_bytes"] = int(config.kv_cache_gib * 2**30)
     if not frozen:
         arguments["worker_extension_cls"] = "fd_async.policy.transfer.WorkerExtension"
-        arguments["weight_transfer_config"] = {"backend": "fd_shm" if config.push == "shm" else "nccl"}
+        arguments["weight_transfer_config"] = {"backend": "nccl" if config.push == "nccl" else "fd_shm"}
     return arguments
 
 
@@ -132,7 +132,15 @@ def _build(arguments: dict[str, Any], environment: dict[str, str], log_file: Pat
 
         from fd_async.policy.counters import Counters, recorder
 
-        if "kv_cache_memory_bytes" in arguments and arguments["tensor_parallel_size"] == 1:
+        is_cpu = "kv_cache_memory_bytes" in arguments
+        if is_cpu:
+            # vLLM looks at a model's class in a fresh interpreter, which keeps CUDA out of this one. Here there is none
+            # to keep out, and a fresh interpreter would look for torchvision.
+            from vllm.model_executor.models import registry
+
+            do_without_torchvision()
+            registry._run_in_subprocess = _call
+        if is_cpu and arguments["tensor_parallel_size"] == 1:
             # vLLM puts its one CPU worker into a process of its own, which then spins on shared memory for a second
             # after every message: a whole core, taken from the learner. The environment is right in the core as well.
             from vllm.v1.executor.uniproc_executor import UniProcExecutor
@@ -180,6 +188,10 @@ async def _start(build: Callable[[], RunningEngine]) -> RunningEngine:
     if isinstance(result, EngineError):
         raise result
     return result
+
+
+def _call(function: Callable[[], Any]) -> Any:
+    return function()
 
 
 def _do_nothing(timeout: float | None = None) -> None:
