@@ -73,14 +73,21 @@ def load_policy(path: str | Path, dtype: str, device: torch.device, *, stay_on_c
         stay_on_cpu: leave the parameters there; ZeRO 3 moves this rank's slices to the device itself.
 
     Raises:
-        PreflightError: there is no loadable causal language model at `path`.
+        PreflightError: there is no loadable causal language model at `path`, weights of it are missing, or its
+            lm_head has a bias.
     """
+    where = f"model.path or model.init_from = {str(path)!r}"
     try:
-        lm = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype], attn_implementation="sdpa")
-    except (OSError, ValueError) as error:
-        raise PreflightError(
-            f"model.path or model.init_from = {str(path)!r}: cannot load the model ({error})"
-        ) from error
+        lm, info = AutoModelForCausalLM.from_pretrained(
+            path, dtype=DTYPES[dtype], attn_implementation="sdpa", output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise PreflightError(f"{where}: cannot load the model ({error})") from error
+    # Transformers would train on with random weights.
+    if missing := sorted(info["missing_keys"]):
+        raise PreflightError(f"{where}: the checkpoint lacks {len(missing)} weights, {missing[0]!r} among them")
+    if getattr(lm.get_output_embeddings(), "bias", None) is not None:
+        raise PreflightError(f"{where}: its lm_head has a bias, which the losses do not know; use another model")
     for module in lm.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
