@@ -85,9 +85,10 @@ class Trainer:
     def _batches(self, samples: Sequence[TrainingSample]) -> list[MicroBatch]:
         """Cut this rank's samples into micro-batches, as many as on any rank. Collective."""
         learner = self._config.learner
-        groups = micro_batches(samples, learner.micro_batch_tokens, packed=learner.packing)
+        packed = learner.packing and not self._engine.policy.why_padded
+        groups = micro_batches(samples, learner.micro_batch_tokens, packed=packed)
         groups += [[]] * (max_over_ranks(len(groups), self._device) - len(groups))
-        return [MicroBatch(group, self._device, packed=learner.packing) for group in groups]
+        return [MicroBatch(group, self._device, packed=packed) for group in groups]
 
     def _global_count(self, samples: Sequence[TrainingSample]) -> float:
         """Count what the summed loss is divided by, over all ranks."""
