@@ -57,10 +57,13 @@ SIZES: dict[str, Any] = {
 QUICK: dict[str, Any] = {
     "learner.prompts_per_step": 4,
     "eval.limit": 4,
+    "eval.every_steps": 4,
+    "eval.at_end": False,  # over every statement
+    "checkpoint.every_steps": 0,
     "algorithm.ema_every": 2,
     "algorithm.anchor_every": 2,
 }
-STEPS, QUICK_STEPS = 400, 4
+STEPS, QUICK_STEPS = 400, 5
 COLLAPSED = 0.75
 GAIN_WINDOW = 10
 SUITE = "eval/test/pass@1"
