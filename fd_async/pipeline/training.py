@@ -19,7 +19,7 @@ import anyio
 import anyio.to_thread
 import structlog
 
-from fd_async.errors import EngineError
+from fd_async.errors import EngineError, PushRefused
 from fd_async.evaluation import evaluate_suite
 from fd_async.pipeline.buffer import Group
 from fd_async.pipeline.checkpoints import Checkpoints
@@ -165,13 +165,22 @@ class TrainingLoop:
             return None
         with self._at(f"push-{staged.version}", "pushing"):
             try:
-                report = await self._parts.engine.push(staged, self._parts.learner.send)
+                report = await self._offer(staged)
             except EngineError as error:
                 if not await comes_with_stop(error, state.stopping):
                     raise
                 return None
         await state.buffer.publish(staged.version)
         return report
+
+    async def _offer(self, staged: StagedWeights) -> PushReport:
+        """Push; what the engine refuses is staged afresh and offered once more, since the old weights still serve."""
+        engine, learner = self._parts.engine, self._parts.learner
+        try:
+            return await engine.push(staged, learner.send)
+        except PushRefused as refusal:
+            log.warning("push_refused", version=staged.version, reason=str(refusal))
+        return await engine.push(await learner.stage(staged.version, staged.probe_ids), learner.send)
 
     async def _recall(self) -> None:
         """Take from an earlier process's rows its alarms, and whether it evaluated this step on every statement."""
