@@ -3,8 +3,9 @@
 Keys: `stall_vs_copy`, the stall of a 1 GB model's push over the time to copy the same bytes once into fresh memory,
 both in this run; `tiny_stall_p50_s` for a model of 0.7 M parameters; `bad_pushes` tried among `pushes` under load and
 `bad_refused`; `requests_lost` of all that were in flight. A stall is what requests feel: the longer of the time from
-the request to hold until the engine was let go, and of the longest time without a new token while the push went on,
-less a usual engine step. `models` has every large push's phases.
+the request to hold until the engine was let go (`held_s`), and of the time without a new token around that, less a
+usual engine step (`hold_gap_s` - `step_s`). `longest_gap_s` is the longest time without a new token in the whole push,
+its preparation included. `models` has every large push's phases.
 """
 
 from __future__ import annotations
@@ -75,11 +76,13 @@ class Traffic:
             while len(self.times) < goal:  # noqa: ASYNC110
                 await anyio.sleep(0.001)
 
-    def longest_gap(self, since: float, until: float) -> tuple[float, float]:
-        """Return the longest time without a new token that touches the span, and the usual one."""
-        gaps = [(end - begin, begin, end) for begin, end in zip(self.times, self.times[1:], strict=False)]
-        touching = [gap for gap, begin, end in gaps if end > since and begin < until]
-        return max(touching), statistics.median(gap for gap, _, _ in gaps)
+    def longest_gap(self, since: float, until: float) -> float:
+        """Return the longest time without a new token that touches the span."""
+        return max(end - begin for begin, end in self.gaps() if end > since and begin < until)
+
+    def gaps(self) -> list[tuple[float, float]]:
+        """Return the times between one token and the next."""
+        return list(zip(self.times, self.times[1:], strict=False))
 
     async def _keep_asking(self, ended: anyio.Event) -> None:
         while not ended.is_set():
@@ -119,12 +122,15 @@ async def timed_push(traffic: Traffic, staged: StagedWeights) -> dict[str, float
     report: PushReport = await traffic.engine.push(staged)
     ended = time.perf_counter()
     await traffic.until_tokens_came(1)
-    gap_s, step_s = traffic.longest_gap(began, ended)
+    step_s = statistics.median(end - begin for begin, end in traffic.gaps())
+    let_go = ended - report.probe_s
+    hold_gap_s = traffic.longest_gap(let_go - report.stall_s, let_go)
     return {
-        "stall_s": max(report.stall_s, gap_s - step_s),
+        "stall_s": max(report.stall_s, hold_gap_s - step_s),
         "held_s": report.stall_s,
         "commit_s": report.commit_s,
-        "longest_gap_s": gap_s,
+        "hold_gap_s": hold_gap_s,
+        "longest_gap_s": traffic.longest_gap(began, ended),
         "step_s": step_s,
         "prepare_s": report.stage_s,
         "probe_s": report.probe_s,

@@ -19,6 +19,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -119,7 +120,7 @@ class Preparation:
             _require_same(file, stamp, what, staged.path)
 
     def _build_twin(self, model: nn.Module, num_bytes: int) -> Twin | None:
-        free = psutil.virtual_memory().available
+        free = _free_bytes()
         if free < _SPARE * num_bytes:
             _log.warning("push: %d bytes of memory free, too few for a second set of %d; loading while held",
                          free, num_bytes)  # fmt: skip
@@ -131,7 +132,7 @@ class Preparation:
                 twin.load(list(rows))
             twin.require_whole()
         except NoTwin as reason:
-            _log.info("push: the engine is held while vLLM reloads, since %s", reason)
+            _log.warning("push: the engine is held while vLLM reloads: %s", reason)
             return None
         return twin
 
@@ -186,6 +187,7 @@ class SharedFileEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
         ready.wait()
         if ready.twin is not None:
             ready.twin.commit()
+            _log.info("push: version %d was prepared beside the live weights and swapped in", ready.version)
             # To free a gigabyte takes time that requests need not wait for.
             threading.Thread(target=vars(ready).clear, daemon=True, name="free-old-weights").start()
             return
@@ -221,6 +223,18 @@ class WorkerExtension:
     def fd_discard(self) -> None:
         """Give up a preparation."""
         self.weight_transfer_engine.discard()
+
+
+def _free_bytes() -> int:
+    """Return the memory that may be taken: the machine's, or less where a container has a limit (cgroup v2)."""
+    free = psutil.virtual_memory().available
+    group = Path("/sys/fs/cgroup")
+    limit = group / "memory.max"
+    if not limit.exists() or limit.read_text().strip() == "max":
+        return free
+    usage = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    used = int((group / "memory.current").read_text()) - int(usage["inactive_file"])  # the kernel takes those back
+    return min(free, int(limit.read_text()) - used)
 
 
 def _layer(name: str) -> str:

@@ -99,18 +99,21 @@ def _disk(config: RunConfig) -> Iterator[Finding]:
     yield needed(os.access(place, os.W_OK), "run folder", str(config.run.dir), "make it writable or set run.dir")
 
 
-def _shared_memory(config: RunConfig) -> Iterator[Finding]:
-    if config.policy.push != "shm":
+def _staging(config: RunConfig) -> Iterator[Finding]:
+    if config.policy.push == "nccl":
         return
-    folder = Path("/dev/shm")
-    if not folder.is_dir():
+    is_shared = config.policy.push == "shm"
+    folder = Path("/dev/shm") if is_shared else Path(config.policy.push_dir)
+    if not folder.is_dir() and is_shared:
         yield Finding("note", "/dev/shm", "not there", "weights travel through the temporary folder, slower")
         return
-    free = shutil.disk_usage(folder).free / GIB
+    ready = folder.is_dir() and os.access(folder, os.W_OK)
+    free = shutil.disk_usage(folder).free / GIB if ready else 0.0
     size = _model_gib(config)
     wanted = 2 * size if size else _SHM_GIB_UNKNOWN_MODEL
-    advice = "two copies of the weights are staged there: docker run --shm-size=..., or mount a larger tmpfs"
-    yield needed(free >= wanted, "/dev/shm", f"{free:.1f} GiB free, {wanted:.1f} needed", advice)
+    cure = "docker run --shm-size=..., or mount a larger tmpfs" if is_shared else "make policy.push_dir a larger folder"
+    found = f"{free:.1f} GiB free, {wanted:.1f} needed" if ready else "not a folder that can be written"
+    yield needed(ready and free >= wanted, str(folder), found, f"two copies of the weights are staged there: {cure}")
 
 
 def _model_gib(config: RunConfig) -> float:
@@ -154,7 +157,7 @@ PROBES: tuple[Callable[[RunConfig], Iterator[Finding]], ...] = (
     _gpus,
     _cores,
     _disk,
-    _shared_memory,
+    _staging,
     _model,
     _feedback_key,
 )

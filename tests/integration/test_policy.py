@@ -225,6 +225,16 @@ async def test_refused_pushes_do_not_touch_running_requests(world: World) -> Non
     assert max(max(differences(world.base, result)) for result in results) < TOLERANCE
 
 
+async def test_pushes_are_prepared_beside_the_live_weights(world: World) -> None:
+    """The engine is held for a swap: vLLM's own reload is for layers that need it, and these do not."""
+    staged = world.stage(world.other)
+    await world.engine.push(staged)
+    assert world.engine._log_dir is not None
+    log = (world.engine._log_dir / "vllm.log").read_text()
+    assert f"version {staged.version} was prepared beside the live weights and swapped in" in log
+    assert "while vLLM reloads" not in log
+
+
 async def test_without_preparation_vllm_reloads_while_it_is_held(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """`policy.push_ahead = false` gives the same weights, before and after a push that was prepared."""
     for ahead in (False, True, False):
