@@ -1,4 +1,4 @@
-"""What a configuration will do, in a dozen lines: derived sizes and costs."""
+"""What a configuration will do, in two dozen lines: derived sizes and costs."""
 
 from __future__ import annotations
 
@@ -36,6 +36,9 @@ def plan(config: RunConfig, run_dir: Path) -> list[str]:
         f"feedback    {_feedback(config, attempts)}" if algorithm.type == "fd" else "feedback    none (grpo)",
         f"checkpoints {_every(config.checkpoint.every_steps)}at the end, the last {config.checkpoint.keep_last} kept",
     ]
+    from fd_async.preflight.learner import memory_table  # event loop and link are not needed for --help
+
+    lines += [f"{'memory' if not index else '':<12}{line}" for index, line in enumerate(memory_table(config))]
     if run.mode == "sync" and config.admission.max_staleness > 0:
         lines.append("note        run.mode = sync trains on fresh attempts only: admission.max_staleness is not used")
     return lines

@@ -117,6 +117,11 @@ def _learner(config: RunConfig) -> Found:
         yield ("learner.ranks", "learner.prompts_per_step"), f"more ranks than the {attempts} attempts of a step"
     if learner.zero_stage == 3:
         yield ("learner.zero_stage",), "stage 3 is not there yet; take 0, 1 or 2"
+    is_split = learner.zero_stage > 0 or config.model.dtype == "bfloat16"
+    if learner.offload != "none" and not is_split:
+        yield ("learner.offload", "learner.zero_stage"), "needs learner.zero_stage 1 or higher"
+    if learner.offload == "optimizer_and_parameters" and learner.zero_stage < 3:
+        yield ("learner.offload", "learner.zero_stage"), '"optimizer_and_parameters" needs learner.zero_stage = 3'
     if not all(0 <= beta < 1 for beta in learner.betas):
         yield ("learner.betas",), "expected two numbers >= 0 and < 1"
 
@@ -130,7 +135,8 @@ def _gpus(config: RunConfig) -> Found:
     ):
         if gpus and len(gpus) != needed:
             yield (key,), f"{len(gpus)} GPUs for {source} = {needed}; give one index each"
-        if len(set(gpus)) < len(gpus) or any(gpu < 0 for gpu in gpus):
+        is_one_machine = key == "policy.gpus" or not learner.hostfile
+        if (is_one_machine and len(set(gpus)) < len(gpus)) or any(gpu < 0 for gpu in gpus):
             yield (key,), "must be different indices >= 0"
     if bool(policy.gpus) != bool(learner.gpus):
         yield ("policy.gpus", "learner.gpus"), "name GPUs for both, policy.gpus and learner.gpus, or for neither (CPU)"
@@ -141,7 +147,7 @@ def _gpus(config: RunConfig) -> Found:
         )
     if policy.push == "nccl" and not policy.gpus:
         yield ("policy.push",), '"nccl" needs policy.gpus and learner.gpus; on CPU take "shm"'
-    if policy.push == "nccl" and set(policy.gpus) & set(learner.gpus):
+    if policy.push == "nccl" and not learner.hostfile and set(policy.gpus) & set(learner.gpus):
         yield ("policy.push", "policy.gpus", "learner.gpus"), '"nccl" cannot join two processes on one GPU; take "shm"'
 
 

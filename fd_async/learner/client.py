@@ -1,33 +1,53 @@
 """The learner as the controller uses it: start, step, stage, send, save, export. Imports no torch.
 
-Requests go to all ranks at once and one at a time. Each has a deadline from the configuration; a rank that dies
-ends whatever waits and the `start_learner` block itself with LearnerRankDied.
+Requests go to all ranks at once and one at a time; writing a checkpoint goes on beside them. Each has a deadline
+from the configuration; a rank that dies ends whatever waits and the `start_learner` block itself with LearnerRankDied.
 """
 
 from __future__ import annotations
 
+import glob
+import math
 import os
+import platform
 import secrets
 import shutil
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from pathlib import Path
 
 import anyio
-from anyio.abc import TaskGroup
 
 from fd_async.config.schema import RunConfig
 from fd_async.errors import FdError, LearnerError, LearnerRankDied, PreflightError
-from fd_async.learner.checkpoints import read_state, resolve_checkpoint
-from fd_async.learner.link import Export, Message, Reply, Save, Send, Stage, Staged, Start, Step, Stepped
-from fd_async.learner.ranks import RankProcess, accept_all, free_port, spawn
+from fd_async.learner import hosts
+from fd_async.learner.checkpoints import check_arrived, read_state, resolve_init_from
+from fd_async.learner.link import (
+    Export,
+    Message,
+    Reply,
+    Restore,
+    Save,
+    Saved,
+    Send,
+    Stage,
+    Staged,
+    Start,
+    Step,
+    Stepped,
+    Write,
+    Written,
+)
+from fd_async.learner.ranks import RankProcess, free_port
 from fd_async.learner.split import check_alignment, evenly_spaced, split_by_tokens
+from fd_async.learner.starting import start_ranks
 from fd_async.types import StagedWeights, StepReport, TrainingSample
 
-_DEATH_FOLLOWS_S = 2.0
-"""A peer's death shows as a broken collective elsewhere first; wait this long for the real cause."""
+_OTHERS_FOLLOW_S = 2.0
+"""A death shows as a broken collective elsewhere first, and what fails on every rank does so at slightly different
+times: after the first failure, wait this long for the others."""
 
 
 class Learner:
@@ -56,10 +76,13 @@ class Learner:
             check_alignment(sample, needs_teacher=is_fd)
         score_ids = evenly_spaced(samples, self._config.learner.score_tokens)
         gain_ids = evenly_spaced(samples, self._config.algorithm.gain_samples)
+        anchor_ids = evenly_spaced(samples, math.ceil(len(samples) * self._config.algorithm.anchor_share))
         shares = split_by_tokens(samples, len(self._ranks))
         started = time.monotonic()
         replies = await self._call(
-            lambda rank: Step(step=step, samples=shares[rank], score_ids=score_ids, gain_ids=gain_ids),
+            lambda rank: Step(
+                step=step, samples=shares[rank], score_ids=score_ids, gain_ids=gain_ids, anchor_ids=anchor_ids
+            ),
             f"gradient step {step}",
         )
         self._statistics |= {"learner/step_s": time.monotonic() - started, "learner/step": step}
@@ -77,7 +100,8 @@ class Learner:
             raise LearnerError("a probe needs at least 2 token ids")
         started = time.monotonic()
         if self._config.policy.push == "nccl" and not self._address:
-            self._address = f"nccl://127.0.0.1:{free_port()}"
+            host = await anyio.to_thread.run_sync(hosts.address_of_rank_0, self._config)
+            self._address = f"nccl://{host}:{free_port()}"
         message = Stage(version=version, probe_ids=probe_ids, folder=str(self._staging), address=self._address)
         replies = await self._call(lambda rank: message, f"staging of weight version {version}")
         self._statistics["learner/stage_s"] = time.monotonic() - started
@@ -104,17 +128,46 @@ class Learner:
         try:
             await self._call(lambda rank: message, what, key="policy.push_timeout_s")
         except BaseException:
-            self._broken = what
+            self._broken = f"the {what}"
             for rank in self._ranks:
                 rank.dump_stacks()
             raise
         self._statistics["learner/send_s"] = time.monotonic() - started
 
-    async def save(self, folder: Path) -> None:
-        """Write the learner's part of a checkpoint into an existing folder, which the caller renames."""
+    async def snapshot(self) -> int:
+        """Copy to the ranks' memory what a checkpoint of this step needs; return how many bytes it will take."""
         started = time.monotonic()
-        await self._call(lambda rank: Save(folder=str(folder)), f"checkpoint into {folder}")
+        replies = await self._call(lambda rank: Save(), "copy of weights and optimizer for a checkpoint")
+        self._statistics["learner/snapshot_s"] = time.monotonic() - started
+        return sum(reply.num_bytes for reply in replies if isinstance(reply, Saved))
+
+    async def write(self, folder: Path) -> None:
+        """Write the last snapshot into an existing folder, which the caller renames; steps may go on meanwhile.
+
+        Raises:
+            CheckpointError: a rank cannot write, or not where this process can see it.
+        """
+        started = time.monotonic()
+        message = Write(folder=str(folder))
+        replies = await self._call(
+            lambda rank: message, f"checkpoint into {folder}", key="checkpoint.timeout_s", alone=False
+        )
+        files = {name: size for reply in replies if isinstance(reply, Written) for name, size in reply.files.items()}
+        await anyio.to_thread.run_sync(check_arrived, folder, files)
         self._statistics["learner/save_s"] = time.monotonic() - started
+
+    async def save(self, folder: Path) -> None:
+        """Write the learner's part of a checkpoint of this step into an existing folder."""
+        await self.snapshot()
+        await self.write(folder)
+
+    async def restore(self, checkpoint: Path) -> None:
+        """Take over weights, moments, teacher and counters of an earlier checkpoint of this run.
+
+        Raises:
+            CheckpointError: it is damaged or of another model; ranks may differ from each other then.
+        """
+        await self._call(lambda rank: Restore(folder=str(checkpoint)), f"return to {checkpoint}")
 
     async def export(self, folder: Path) -> None:
         """Write a Hugging Face folder that has been loaded once to prove it."""
@@ -127,43 +180,77 @@ class Learner:
     @property
     def pids(self) -> list[int]:
         """Process ids of the ranks."""
-        return [rank.process.pid for rank in self._ranks]
+        return [rank.pid for rank in self._ranks]
 
     async def _call(
-        self, message_for: Callable[[int], Message], what: str, *, key: str = "learner.step_timeout_s"
+        self,
+        message_for: Callable[[int], Message],
+        what: str,
+        *,
+        key: str = "learner.step_timeout_s",
+        alone: bool = True,
     ) -> list[Reply]:
-        """Ask all ranks and collect their replies in rank order."""
+        """Ask all ranks and collect their replies in rank order; `alone` waits for the request before."""
         if self._broken:
-            raise LearnerError(f"{what}: the {self._broken} broke off, and rank 0 may still be inside it; start again")
+            raise LearnerError(f"{what}: {self._broken} broke off, and a rank may still be inside it; start again")
         table, _, name = key.partition(".")
         timeout_s = getattr(getattr(self._config, table), name)
-        replies: list[Reply | None] = [None] * len(self._ranks)
+        async with self._lock if alone else nullcontext():
+            outcomes = await self._ask_all(message_for, timeout_s, together=alone)
+            silent = [rank for rank, outcome in zip(self._ranks, outcomes, strict=True) if outcome is None]
+            errors = [outcome for outcome in outcomes if isinstance(outcome, FdError)]
+            if silent and alone:
+                self._broken = f"the {what}"
+            if silent and not errors:
+                raise await self._timed_out(what, key, timeout_s, silent)
+            if errors:
+                raise max(errors, key=_weight)
+        return [outcome for outcome in outcomes if isinstance(outcome, Message)]
 
-        async def ask(index: int) -> None:
-            replies[index] = await self._ranks[index].request(message_for(index))
+    async def _ask_all(
+        self, message_for: Callable[[int], Message], timeout_s: float, *, together: bool
+    ) -> list[Reply | FdError | None]:
+        """Return every rank's reply or error; None for one that has not answered in time.
 
-        async with self._lock:
-            try:
-                with anyio.fail_after(timeout_s):
-                    async with anyio.create_task_group() as group:
-                        for index in range(len(self._ranks)):
-                            group.start_soon(ask, index)
-            except TimeoutError:
-                raise await self._timed_out(what, key, timeout_s) from None
-            except BaseExceptionGroup as failures:
-                error = _most_telling(failures)
-                if type(error) is LearnerError:
-                    with anyio.move_on_after(_DEATH_FOLLOWS_S):
-                        await self._died.wait()
-                    error = next((rank.death for rank in self._ranks if rank.death), error)
-                raise error from error.__cause__
-        return [reply for reply in replies if reply is not None]
+        Where ranks work together and one fails, the others may wait for it in a collective for ever: they have a
+        moment to answer.
+        """
+        outcomes: list[Reply | FdError | None] = [None] * len(self._ranks)
+        with anyio.move_on_after(timeout_s) as scope:
 
-    async def _timed_out(self, what: str, key: str, timeout_s: float) -> LearnerError:
-        for rank in self._ranks:
-            rank.dump_stacks()
-        logs = ", ".join(str(rank.log_path) for rank in self._ranks)
-        return LearnerError(f"{what} took longer than {key} = {timeout_s:g} s; the stacks of all ranks are in {logs}")
+            async def ask(index: int) -> None:
+                try:
+                    outcomes[index] = await self._ranks[index].request(message_for(index))
+                except FdError as error:
+                    outcomes[index] = error
+                    if together:
+                        scope.deadline = min(scope.deadline, anyio.current_time() + _OTHERS_FOLLOW_S)
+
+            async with anyio.create_task_group() as group:
+                for index in range(len(self._ranks)):
+                    group.start_soon(ask, index)
+        return outcomes
+
+    async def _timed_out(self, what: str, key: str, timeout_s: float, silent: Sequence[RankProcess]) -> LearnerError:
+        """Say where each rank is that has not answered; their stacks go into their logs."""
+        places: dict[RankProcess, str] = {}
+
+        async def locate(rank: RankProcess) -> None:
+            places[rank] = await rank.locate()
+
+        async with anyio.create_task_group() as group:
+            for rank in silent:
+                group.start_soon(locate, rank)
+        words = [
+            f"{rank.name} is in {places[rank]}"
+            if places[rank]
+            else f"{rank.name} does not answer at all: stopped or hung"
+            for rank in sorted(silent, key=lambda rank: bool(places[rank]))
+        ]
+        logs = silent[0].log_path.parent
+        return LearnerError(
+            f"{what} took longer than {key} = {timeout_s:g} s; {'; '.join(words)}; stacks are in {logs}"
+        )
 
     async def start(self, init_from: Path | None, resume_from: Path | None) -> None:
         """Have all ranks build their engines and audit themselves; called once by `start_learner`."""
@@ -174,9 +261,10 @@ class Learner:
         )
         await self._call(lambda rank: message, "start of the learner", key="learner.start_timeout_s")
 
-    async def watch(self, rank: RankProcess) -> None:
-        """Raise LearnerRankDied as soon as the rank's process ends."""
-        await rank.watch(self._died)
+    @property
+    def died(self) -> anyio.Event:
+        """Set as soon as a rank is gone."""
+        return self._died
 
 
 @asynccontextmanager
@@ -194,46 +282,26 @@ async def start_learner(config: RunConfig, *, run_dir: Path, resume_from: Path |
     init_from = _preflight(config, resume_from)
     logs = run_dir / "logs"
     await anyio.to_thread.run_sync(lambda: logs.mkdir(parents=True, exist_ok=True))
-    with tempfile.TemporaryDirectory(prefix="fd-") as private, _staging_folder() as staging:
+    with tempfile.TemporaryDirectory(prefix="fd-") as private, _staging_folder(config) as staging:
         ranks: list[RankProcess] = []
         learner = Learner(config, ranks, staging)
+        launcher = hosts.Launcher(logs / "learner-launcher.log")
         try:
             async with anyio.create_task_group() as group:
                 try:
-                    await _spawn_all(config, learner, ranks, Path(private) / "learner.sock", logs, group)
+                    await start_ranks(config, ranks, launcher, Path(private), run_dir, group, learner.died)
                     await learner.start(init_from, resume_from)
                     yield learner
                 finally:
                     group.cancel_scope.cancel()
                     with anyio.CancelScope(shield=True):
-                        for rank in ranks:
-                            await rank.end()
+                        async with anyio.create_task_group() as ending:
+                            for rank in ranks:
+                                ending.start_soon(rank.end)
+                        await launcher.end()
         except BaseExceptionGroup as failures:
             error = _outcome(failures)
             raise error from error.__cause__
-
-
-async def _spawn_all(
-    config: RunConfig,
-    learner: Learner,
-    ranks: list[RankProcess],
-    socket_path: Path,
-    logs: Path,
-    group: TaskGroup,
-) -> None:
-    """Start every rank under a watcher and wait for their connections."""
-    timeout_s, port = config.learner.start_timeout_s, free_port()
-    try:
-        with anyio.fail_after(timeout_s):
-            async with await anyio.create_unix_listener(socket_path) as listener:
-                for rank in range(config.learner.ranks):
-                    ranks.append(await spawn(config, rank, port, socket_path, logs / f"learner-{rank}.log"))
-                    group.start_soon(learner.watch, ranks[-1])
-                await accept_all(ranks, listener, group)
-    except TimeoutError:
-        raise LearnerError(
-            f"a learner rank did not connect within learner.start_timeout_s = {timeout_s:g} s; see {logs}/learner-*.log"
-        ) from None
 
 
 def _preflight(config: RunConfig, resume_from: Path | None) -> Path | None:
@@ -244,28 +312,36 @@ def _preflight(config: RunConfig, resume_from: Path | None) -> Path | None:
     learner = config.learner
     if learner.zero_stage == 3:
         raise PreflightError("learner.zero_stage = 3 is not there yet; use 0, 1 or 2")
+    if learner.hostfile:
+        hosts.check(config)
     if learner.gpus and len(learner.gpus) != learner.ranks:
         raise PreflightError(
             f"learner.gpus names {len(learner.gpus)} GPUs, learner.ranks = {learner.ranks}; give one GPU per rank"
         )
     if resume_from is None:
-        return resolve_checkpoint(config.model.init_from).resolve() if config.model.init_from else None
+        return resolve_init_from(config.model.init_from) if config.model.init_from else None
     origin = read_state(resume_from).origin
     needs_origin = config.algorithm.type == "grpo" and config.algorithm.kl_weight > 0
     if not origin or not needs_origin:
         return None
-    return resolve_checkpoint(origin, key=f"GRPO's reference for {resume_from}")
+    return resolve_init_from(origin, key=f"GRPO's reference for {resume_from}")
 
 
 @contextmanager
-def _staging_folder() -> Iterator[Path]:
-    """Make a private folder in shared memory, and sweep those that dead controllers left behind."""
-    root = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path(tempfile.gettempdir())
-    for old in root.glob("fd_async-*-*"):
-        if not _is_alive(int(old.name.split("-")[1])):
+def _staging_folder(config: RunConfig) -> Iterator[Path]:
+    """Make a private folder for staged weights, and sweep those that dead controllers of this machine left behind."""
+    memory = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path(tempfile.gettempdir())
+    root = Path(config.policy.push_dir).absolute() if config.policy.push == "file" else memory
+    host = platform.node()
+    for old in root.glob(f"fd_async-{glob.escape(host)}-*-*"):
+        if not _is_alive(int(old.name.split("-")[-2])):
             shutil.rmtree(old, ignore_errors=True)
-    folder = root / f"fd_async-{os.getpid()}-{secrets.token_hex(4)}"
-    folder.mkdir(mode=0o700)
+    folder = root / f"fd_async-{host}-{os.getpid()}-{secrets.token_hex(4)}"
+    try:
+        folder.mkdir(mode=0o700)
+    except OSError as error:
+        key = "policy.push_dir" if config.policy.push == "file" else "policy.push"
+        raise PreflightError(f"{key}: cannot make a folder for staged weights in {root}: {error.strerror}") from error
     try:
         yield folder
     finally:
@@ -290,13 +366,9 @@ def _leaves(group: BaseExceptionGroup) -> Iterator[BaseException]:
             yield error
 
 
-def _most_telling(group: BaseExceptionGroup) -> BaseException:
-    """Of what several ranks raised, pick the cause: a death, then a named error, then the rest."""
-
-    def rank(error: BaseException) -> int:
-        return isinstance(error, LearnerRankDied) * 2 + (isinstance(error, FdError) and type(error) is not LearnerError)
-
-    return max(_leaves(group), key=rank)
+def _weight(error: FdError) -> int:
+    """Of what several ranks raised, the cause is a death, then a named error, then the rest."""
+    return isinstance(error, LearnerRankDied) * 2 + (type(error) is not LearnerError)
 
 
 def _outcome(group: BaseExceptionGroup) -> BaseException:

@@ -1,20 +1,15 @@
 """A learner rank: one process, started by the controller, that answers requests until the controller is gone.
 
-    controller ──Start──▶ join ranks ▸ load ▸ engine ▸ resume ▸ self-audit ──Done──▶
-               ──Step / Stage / Send / Save / Export──▶ ... ──reply──▶
-    stdin closes ▸ exit at once, whatever it is doing
+    controller ──Start──▶ join ranks ▸ load ▸ engine ▸ self-audit ▸ resume ──Done──▶
+               ──Step / Stage / Send / Save / Write / Restore / Export──▶ ... ──reply──▶
+    controller hangs up ▸ exit at once, whatever it is doing (`link.RankSocket`)
 
-RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT come from the environment. SIGUSR1 prints all stacks.
+RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT come from the environment (`entry`).
 """
 
 from __future__ import annotations
 
-import argparse
-import faulthandler
 import os
-import signal
-import sys
-import threading
 import traceback
 from pathlib import Path
 
@@ -23,25 +18,33 @@ import torch
 
 from fd_async.errors import LearnerError
 from fd_async.learner import audit, saving, staging
-from fd_async.learner.checkpoints import LearnerState, model_folder, read_state
+from fd_async.learner.checkpoints import LearnerState, model_folder
 from fd_async.learner.engine import Engine, effective_zero_stage, init_distributed
+from fd_async.learner.feedback_distillation import FeedbackDistillation
+from fd_async.learner.grpo import Grpo
 from fd_async.learner.link import (
     Done,
     Export,
     RankSocket,
     Request,
+    Restore,
     Save,
+    Saved,
     Send,
     Stage,
     Staged,
     Start,
     Step,
     Stepped,
+    Write,
+    Written,
     failure,
 )
-from fd_async.learner.model import Teacher, freeze, load_policy
-from fd_async.learner.objectives import FeedbackDistillation, Grpo
+from fd_async.learner.measuring import check_memory
+from fd_async.learner.model import load_policy
+from fd_async.learner.objectives import StepObjective
 from fd_async.learner.sending import Sending
+from fd_async.learner.shadow import Shadow
 from fd_async.learner.trainer import Trainer
 from fd_async.types import StagedWeights, StepReport
 
@@ -60,108 +63,116 @@ class Rank:
             torch.cuda.set_device(device)
         init_distributed("nccl" if learner.gpus else "gloo", learner.step_timeout_s)
         origin = model_folder(Path(start.init_from)) if start.init_from else config.model.path
-        policy = load_policy(origin, config.model.dtype, device).train()
+        zero_stage = effective_zero_stage(config)
+        policy = load_policy(origin, config.model.dtype, device, stay_on_cpu=zero_stage == 3).train()
         if learner.activation_checkpointing:
             policy.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
-        self._teacher = Teacher(load_policy(origin, config.model.dtype, device)) if self._is_fd else None
         self._engine = Engine(policy, config)
         self._sending = Sending()
-        self._trainer = Trainer(config, self._engine, self._objective(str(origin), device), world_size)
+        self._writer = saving.Writer(source=config.model.path, shard_gib=config.checkpoint.shard_gib)
+        self._objective = self._make_objective()
+        self._trainer = Trainer(config, self._engine, self._objective, world_size)
         self._state = LearnerState(
             step=0,
+            num_updates=0,
+            num_shards=0,
             ranks=world_size,
-            zero_stage=effective_zero_stage(config),
+            zero_stage=zero_stage,
             dtype=config.model.dtype,
             algorithm=config.algorithm.type,
             origin=start.init_from,
         )
+        check_memory(config, policy.lm.config.to_dict(), self._engine.shapes, device)  # type: ignore[operator,union-attr]
+        audit.run(config, self._engine, self._objective.shadow)
         if start.resume_from:
-            self._resume(Path(start.resume_from))
-        self._audit(resumed=bool(start.resume_from))
+            self.restore(Path(start.resume_from))
 
     def step(self, request: Step) -> StepReport:
         """Take one gradient step."""
         self._sending.forget()
         report = self._trainer.step(
-            request.samples, step=request.step, score_ids=request.score_ids, gain_ids=request.gain_ids
+            request.samples,
+            step=request.step,
+            score_ids=request.score_ids,
+            gain_ids=request.gain_ids,
+            anchor_ids=request.anchor_ids,
         )
         self._state = msgspec.structs.replace(self._state, step=request.step)
         return report
 
     def stage(self, request: Stage) -> StagedWeights | None:
-        """Write the weights aside or announce them; every rank holds them whole, so rank 0 alone does it."""
-        if self._rank:
-            return None
+        """Write the weights aside, or announce them where they travel without a file."""
+        write = self._sending.announce if request.address else staging.stage
         chunk_tokens = self._config.learner.lm_head_chunk_tokens
-        if request.address:
-            return self._sending.announce(self._engine.policy, request, chunk_tokens)
-        return staging.stage(
-            self._engine.policy, request.version, Path(request.folder), request.probe_ids, chunk_tokens
-        )
+        return write(self._engine, request, rank=self._rank, bucket_bytes=self._bucket_bytes, chunk_tokens=chunk_tokens)
 
     def send(self, request: Send) -> None:
         """Send the announced weights from rank 0."""
-        if not self._rank:
-            self._sending.send(self._engine.policy, request)
+        self._sending.send(self._engine, request, rank=self._rank, bucket_bytes=self._bucket_bytes)
 
-    def save(self, request: Save) -> None:
-        """Write this rank's part of a checkpoint."""
-        saving.save_checkpoint(
-            Path(request.folder),
-            self._state,
-            self._engine,
-            self._teacher,
-            source=self._config.model.path,
-            rank=self._rank,
-        )
+    def save(self) -> int:
+        """Copy to memory what this rank writes of a checkpoint; return its bytes."""
+        state = msgspec.structs.replace(self._state, objective=self._objective.progress)
+        snapshot = saving.take(self._engine, self._teacher, state, rank=self._rank, bucket_bytes=self._bucket_bytes)
+        self._writer.hold(snapshot)
+        return snapshot.num_bytes
+
+    def write(self, request: Write, link: RankSocket) -> None:
+        """Write the copy in a thread, which answers the request."""
+
+        def answer(result: dict[str, int] | BaseException) -> None:
+            if isinstance(result, dict):
+                link.send(Written(id=request.id, files=result))
+            else:
+                link.send(failure(result, request.id))
+
+        self._writer.start(Path(request.folder), answer)
+
+    def restore(self, checkpoint: Path) -> None:
+        """Take over model, moments, teacher and counters of a checkpoint."""
+        self._sending.forget()
+        self._state = saving.restore(checkpoint, self._engine, self._teacher, self._state, rank=self._rank)
+        self._objective.progress |= self._state.objective
 
     def export(self, request: Export) -> None:
-        """Write a Hugging Face folder from rank 0."""
-        if not self._rank:
-            saving.export(self._engine.policy, self._config.model.path, Path(request.folder))
+        """Write a Hugging Face folder from rank 0 and load it once to prove it."""
+        saving.export(
+            self._engine,
+            Path(request.folder),
+            rank=self._rank,
+            source=self._config.model.path,
+            shard_gib=self._config.checkpoint.shard_gib,
+            bucket_bytes=self._bucket_bytes,
+        )
+
+    def _make_objective(self) -> StepObjective:
+        """Start the teacher, or the reference, at the weights that were loaded."""
+        if self._config.algorithm.type == "fd":
+            return FeedbackDistillation(self._config, Shadow(self._engine.shards))
+        return Grpo(self._config, Shadow(self._engine.shards) if self._config.algorithm.kl_weight > 0 else None)
 
     @property
-    def _is_fd(self) -> bool:
-        return self._config.algorithm.type == "fd"
+    def _bucket_bytes(self) -> int:
+        return self._config.learner.gather_bucket_mib << 20
 
-    def _objective(self, origin: str, device: torch.device) -> FeedbackDistillation | Grpo:
-        if self._teacher is not None:
-            return FeedbackDistillation(self._config, self._teacher)
-        has_reference = self._config.algorithm.kl_weight > 0
-        reference = freeze(load_policy(origin, self._config.model.dtype, device)) if has_reference else None
-        return Grpo(self._config, reference)
-
-    def _resume(self, checkpoint: Path) -> None:
-        found = read_state(checkpoint)
-        saving.load_checkpoint(checkpoint, found, self._state, self._engine, self._teacher, rank=self._rank)
-        self._state = found
-
-    def _audit(self, *, resumed: bool) -> None:
-        chunk_tokens = self._config.learner.lm_head_chunk_tokens
-        audit.check_loss_gradient()
-        audit.check_rows(self._engine.policy, chunk_tokens)
-        if self._teacher is not None and not resumed:
-            audit.check_teacher_equals_student(
-                self._engine.policy, self._teacher.policy, self._config.algorithm.top_k, chunk_tokens
-            )
-
-
-def _leave_with_controller() -> None:
-    """Exit when stdin closes: the controller closed it or is gone."""
-    sys.stdin.buffer.read()
-    os._exit(0)
+    @property
+    def _teacher(self) -> Shadow | None:
+        return self._objective.shadow if isinstance(self._objective, FeedbackDistillation) else None
 
 
 def serve(link: RankSocket, rank: int, world_size: int) -> None:
     """Answer requests until the controller hangs up."""
     running: Rank | None = None
-    while (request := link.receive()) is not None:
+    while True:
+        request = link.receive()
         try:
             if isinstance(request, Start):
                 running = Rank(request, rank, world_size)
                 link.send(Done(id=request.id))
             elif running is None:
                 raise LearnerError(f"{type(request).__name__} before Start")
+            elif isinstance(request, Write):
+                running.write(request, link)
             else:
                 link.send(_answer(running, request))
         except Exception as error:
@@ -170,7 +181,7 @@ def serve(link: RankSocket, rank: int, world_size: int) -> None:
             link.send(failure(error, request.id))
 
 
-def _answer(running: Rank, request: Request) -> Done | Stepped | Staged:
+def _answer(running: Rank, request: Request) -> Done | Stepped | Staged | Saved:
     match request:
         case Step():
             return Stepped(id=request.id, report=running.step(request))
@@ -179,23 +190,9 @@ def _answer(running: Rank, request: Request) -> Done | Stepped | Staged:
         case Send():
             running.send(request)
         case Save():
-            running.save(request)
+            return Saved(id=request.id, num_bytes=running.save())
+        case Restore():
+            running.restore(Path(request.folder))
         case Export():
             running.export(request)
     return Done(id=request.id)
-
-
-def main() -> None:
-    """Connect to the controller and serve."""
-    parser = argparse.ArgumentParser(description="A learner rank; started by the controller.")
-    parser.add_argument("--socket", required=True, help="Unix socket of the controller.")
-    arguments = parser.parse_args()
-    faulthandler.enable()
-    faulthandler.register(signal.SIGUSR1)
-    threading.Thread(target=_leave_with_controller, daemon=True).start()
-    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    serve(RankSocket(arguments.socket, rank), rank, world_size)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,17 +1,17 @@
-"""The order of fd-check: the machine, the verifier's parts, then the verifier itself."""
+"""The order of fd-check: the machine, the learner, the verifier's parts, then the verifier itself."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
 from fd_async.config.schema import RunConfig
-from fd_async.preflight import lean, machine
+from fd_async.preflight import lean, learner, machine
 from fd_async.preflight.findings import Finding
 
 
 def inspect(config: RunConfig) -> list[Finding]:
     """Look at everything the configuration needs; starts nothing heavy."""
-    return [finding for probe in (*machine.PROBES, *lean.PROBES) for finding in probe(config)]
+    return [finding for probe in (*machine.PROBES, *learner.PROBES, *lean.PROBES) for finding in probe(config)]
 
 
 def try_verifier(config: RunConfig, say: Callable[[str], None]) -> Iterator[Finding]:

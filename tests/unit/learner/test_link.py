@@ -10,7 +10,7 @@ import pytest
 from fd_async import errors
 from fd_async.errors import LearnerError, NonFiniteLoss
 from fd_async.learner.link import HEADER, Failed, Step, Stepped, as_error, decode_reply, encode, failure
-from fd_async.learner.ranks import environment
+from fd_async.learner.ranks import settings
 from fd_async.types import StepReport
 from tests.fakes.tiny_policy import tiny_config
 
@@ -46,14 +46,16 @@ def test_unknown_errors_become_learner_errors_with_their_name() -> None:
     assert errors.LearnerError is LearnerError
 
 
-def test_a_rank_learns_its_place_and_device_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On GPUs each rank sees one device; on CPUs waiting threads do not spin."""
+def test_a_rank_learns_what_to_set_before_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On CPUs waiting threads do not spin, and ranks of one machine talk over its own loop."""
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    on_gpu = environment(tiny_config(learner={"ranks": 2, "gpus": [6, 7]}), rank=1, port=4000)
-    assert (on_gpu["RANK"], on_gpu["WORLD_SIZE"], on_gpu["MASTER_PORT"]) == ("1", "2", "4000")
-    assert (on_gpu["CUDA_VISIBLE_DEVICES"], on_gpu["LOCAL_RANK"]) == ("7", "0")
-    on_cpu = environment(tiny_config(learner={"ranks": 2}), rank=1, port=4000)
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    on_cpu = settings(tiny_config(learner={"ranks": 2}), on_one_machine=True)
     assert (on_cpu["DS_ACCELERATOR"], on_cpu["OMP_WAIT_POLICY"], on_cpu["OMP_NUM_THREADS"]) == ("cpu", "PASSIVE", "1")
+    assert on_cpu.get("GLOO_SOCKET_IFNAME", "lo") == "lo"
+    assert "GLOO_SOCKET_IFNAME" not in settings(tiny_config(learner={"ranks": 2}), on_one_machine=False)
+    on_gpu = settings(tiny_config(learner={"ranks": 2, "gpus": [6, 7]}), on_one_machine=True)
+    assert "DS_ACCELERATOR" not in on_gpu
 
 
 def test_the_controllers_side_loads_without_torch() -> None:

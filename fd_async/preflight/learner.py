@@ -1,0 +1,103 @@
+"""The learner, before it starts: hosts of its ranks, and the memory of one rank against its device. Looks only."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+
+from fd_async.config.schema import RunConfig
+from fd_async.errors import PreflightError
+from fd_async.learner import hosts
+from fd_async.learner.memory_plan import GIB, gib, plan_of, refusal, table
+from fd_async.learner.model_shape import Shape, read_shape
+from fd_async.preflight.findings import Finding
+
+_PROBE_TIMEOUT_S = 10.0
+
+
+def _hosts(config: RunConfig) -> Iterator[Finding]:
+    if not config.learner.hostfile:
+        return
+    try:
+        found = hosts.check(config)
+    except PreflightError as error:
+        yield Finding("missing", "learner hosts", str(error), "docs/learner.md, several nodes")
+        return
+    words = ", ".join(f"{host.name} ({host.slots})" for host in found)
+    yield Finding("ok", "learner hosts", f"{words} through {config.learner.launcher}")
+
+
+def _memory(config: RunConfig) -> Iterator[Finding]:
+    """Compare the plan of a rank with the smallest device; the rank does it again with true numbers."""
+    if config.learner.memory_check == "off":
+        return
+    shape = read_shape(config.model.path)
+    if shape is None:
+        yield Finding("note", "learner memory", "not known before the model is here", "the learner checks at its start")
+        return
+    needed = plan_of(config, shape)
+    available = available_bytes(config, shape)
+    if available is None:
+        yield Finding("note", "learner memory", f"a rank needs about {gib(needed.device)}", "no GPU of it answers here")
+        return
+    line = refusal(config, shape, available)
+    if not line:
+        yield Finding("ok", "learner memory", f"a rank needs about {gib(needed.device)} of {gib(available)}")
+        return
+    what, _, change = line.partition("; ")
+    yield Finding("missing" if config.learner.memory_check == "refuse" else "note", "learner memory", what, change)
+
+
+def memory_table(config: RunConfig) -> list[str]:
+    """Return the memory plan of a rank as lines, for `--dry-run`."""
+    shape = read_shape(config.model.path)
+    if shape is None:
+        return ["not known: the model is neither a folder here nor in the Hugging Face cache"]
+    header = f"{shape.num_params / 1e6:,.1f} million parameters, {shape.source}; per rank:"
+    available = available_bytes(config, shape)
+    lines = [header, *table(plan_of(config, shape), available)]
+    if available is not None and (line := refusal(config, shape, available)):
+        lines.append(line)
+    return lines
+
+
+def available_bytes(config: RunConfig, shape: Shape) -> int | None:
+    """Return what one rank may use of its device; None where its GPU is not on this machine.
+
+    On CPU, what is free after the engine has its weights and cache, split over the ranks. On a GPU that vLLM uses too,
+    what vLLM leaves.
+    """
+    learner, policy = config.learner, config.policy
+    if not learner.gpus:
+        ranks_here = learner.ranks
+        if learner.hostfile:
+            try:
+                found = hosts.read_hostfile(Path(learner.hostfile))
+            except PreflightError:
+                return None
+            ranks_here = max(host.slots for host in found)
+        width = 2 if config.model.dtype == "bfloat16" else 4
+        engine = policy.kv_cache_gib * GIB + width * shape.num_params
+        return max(0, int(psutil.virtual_memory().available - engine) // ranks_here)
+    sizes = _gpu_bytes()
+    if any(gpu not in sizes for gpu in learner.gpus):
+        return None
+    return min(int(sizes[gpu] * (1 - policy.gpu_memory_utilization * (gpu in policy.gpus))) for gpu in learner.gpus)
+
+
+def _gpu_bytes() -> dict[int, int]:
+    """Ask the driver for the memory of every GPU; empty without one."""
+    argv = ["nvidia-smi", "--query-gpu=index,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=_PROBE_TIMEOUT_S, check=True)
+        rows = [line.split(",") for line in done.stdout.splitlines() if line.strip()]
+        return {int(index): int(mib) << 20 for index, mib in rows}
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return {}
+
+
+PROBES: tuple[Callable[[RunConfig], Iterator[Finding]], ...] = (_hosts, _memory)
+"""In the order of the report."""
