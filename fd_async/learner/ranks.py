@@ -20,7 +20,7 @@ from pathlib import Path
 import anyio
 import msgspec
 import structlog
-from anyio.abc import ByteStream, Process, SocketAttribute, SocketListener, SocketStream, TaskGroup
+from anyio.abc import ByteStream, Listener, Process, SocketAttribute, SocketStream, TaskGroup
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 from fd_async.config.schema import RunConfig
@@ -255,7 +255,7 @@ async def spawn(config: RunConfig, rank: int, link_path: Path, log_path: Path) -
 
 
 async def accept_all(
-    ranks: Sequence[RankProcess], listener: SocketListener, secret: str, group: TaskGroup, died: anyio.Event
+    ranks: Sequence[RankProcess], listener: Listener[SocketStream], secret: str, group: TaskGroup, died: anyio.Event
 ) -> None:
     """Attach one connection per rank, whoever greets first, and start its reader in `group`.
 

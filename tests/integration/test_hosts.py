@@ -27,9 +27,16 @@ def config_of(tmp_path: Path, hostfile: str, path: str = "tiny", **learner: Any)
     return tiny_config(path, learner=keys | learner)
 
 
-def is_gone(pid: int) -> bool:
+async def all_gone(pids: list[int]) -> None:
+    """Wait until none of the processes runs; a kill takes effect a moment after it is sent."""
+    with anyio.fail_after(30):
+        while not all(map(_is_gone, pids)):  # noqa: ASYNC110  # no event tells of other processes' ends
+            await anyio.sleep(0.02)
+
+
+def _is_gone(pid: int) -> bool:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z"
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except FileNotFoundError:
         return True
 
@@ -57,7 +64,7 @@ async def test_two_ranks_of_one_node_train_and_a_killed_one_ends_them(tmp_path: 
     with pytest.raises(LearnerRankDied, match=r"learner rank 1 \(pid \d+ on localhost\) is gone"):
         await _train_and_kill(config, tmp_path, pids)
     assert len(pids) == 2
-    assert all(map(is_gone, pids))
+    await all_gone(pids)
 
 
 async def _train_and_kill(config: Any, tmp_path: Path, pids: list[int]) -> None:
@@ -85,7 +92,7 @@ async def test_two_nodes_through_a_remote_shell(tmp_path: Path, monkeypatch: pyt
     async with start_learner(config, run_dir=tmp_path / "run") as learner:
         pids = learner.pids
         await learner.step([replace(sample, rollout_id="a") for sample in tiny_samples(2)], step=1)
-    assert all(map(is_gone, pids))
+    await all_gone(pids)
     calls = (programs / "calls").read_text()
     assert "node-b.invalid" in calls
     assert "pkill" not in calls  # the launcher left by itself
