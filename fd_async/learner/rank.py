@@ -132,7 +132,7 @@ class Rank:
         """Take over model, moments, teacher and counters of a checkpoint."""
         self._sending.forget()
         self._state = saving.restore(checkpoint, self._engine, self._teacher, self._state, rank=self._rank)
-        self._objective.progress |= self._state.objective
+        self._objective.progress = dict(self._state.objective)
 
     def export(self, request: Export) -> None:
         """Write a Hugging Face folder from rank 0 and load it once to prove it."""

@@ -70,7 +70,10 @@ def take(engine: Engine, teacher: Shadow | None, state: LearnerState, *, rank: i
         bucket_bytes: whole parameters that exist at once beside their copies.
     """
     state = msgspec.structs.replace(
-        state, num_updates=engine.num_updates, num_shards=1 if engine.replicated else state.ranks
+        state,
+        num_updates=engine.num_updates,
+        num_shards=1 if engine.replicated else state.ranks,
+        objective=dict(state.objective),
     )
     fragments: dict[str, Fragment] = {}
     if not (engine.replicated and rank):

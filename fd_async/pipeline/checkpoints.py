@@ -149,6 +149,7 @@ def _is_complete(folder: Path) -> bool:
 def _prepare(aside: Path, num_bytes: int, min_free_gib: float) -> None:
     """Make the folder to write into, if the disk has room."""
     root = aside.parent
+    root.mkdir(parents=True, exist_ok=True)
     for left_by_a_kill in root.glob(".step_*.tmp"):
         shutil.rmtree(left_by_a_kill, ignore_errors=True)
     free_gib, needed_gib = shutil.disk_usage(root).free / 2**30, num_bytes / 2**30
@@ -157,7 +158,7 @@ def _prepare(aside: Path, num_bytes: int, min_free_gib: float) -> None:
             f"{root}: {free_gib:.1f} GiB free, the checkpoint takes {needed_gib:.1f} and checkpoint.min_free_gib = "
             f"{min_free_gib:g} must stay; free some disk or lower checkpoint.keep_last"
         )
-    aside.mkdir(parents=True)
+    aside.mkdir()
 
 
 def _publish(final: Path, aside: Path, manifest: Manifest) -> None:

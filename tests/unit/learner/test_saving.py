@@ -115,6 +115,7 @@ def test_what_was_saved_does_not_change_with_later_steps(tmp_path: Path, source:
     before = {key: tensor.clone() for key, tensor in wholes([engine]).items()}
     state = state_of(engine, 1)
     snapshot = saving.take(engine, engine.teacher, state, rank=0, bucket_bytes=1)  # type: ignore[arg-type]
+    state.objective["gain"] = -1.0
     with torch.no_grad():
         for held in (*engine.states().values(), engine.teacher.fragments):
             for fragment in held.values():
@@ -124,7 +125,7 @@ def test_what_was_saved_does_not_change_with_later_steps(tmp_path: Path, source:
     (tmp_path / "c").mkdir()
     saving.write(snapshot, tmp_path / "c", source=source, shard_gib=1.0)
     again = SplitEngine(tiny_policy(1), ALONE, 0)
-    load(tmp_path / "c", [again])
+    assert load(tmp_path / "c", [again]).objective == {"gain": 0.25}
     assert all(torch.equal(tensor, before[key]) for key, tensor in wholes([again]).items())
 
 
