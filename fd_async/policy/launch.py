@@ -116,7 +116,8 @@ def engine_arguments(model_path: str, config: Policy, *, dtype: str, seed: int, 
         arguments["kv_cache_memory_bytes"] = int(config.kv_cache_gib * 2**30)
     if not frozen:
         arguments["worker_extension_cls"] = "fd_async.policy.transfer.WorkerExtension"
-        arguments["weight_transfer_config"] = {"backend": "nccl" if config.push == "nccl" else "fd_shm"}
+        if config.push == "nccl":
+            arguments["weight_transfer_config"] = {"backend": "nccl"}
     return arguments
 
 

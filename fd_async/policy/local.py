@@ -55,7 +55,6 @@ async def open_engine(
         if not frozen:
             contract = await anyio.to_thread.run_sync(read_contract, model_path)
             pusher = Pusher(running.llm, config, contract)
-            await pusher.open()
             with anyio.fail_after(config.push_timeout_s):
                 await running.llm.update_weight_version("0")
         yield LocalEngine(running, config, stop_token_ids, pusher, log_dir)

@@ -48,13 +48,8 @@ class Pusher:
         self._joined = ""
         """Address of the NCCL group that the workers are in."""
 
-    async def open(self) -> None:
-        """Let the workers read the contract. With NCCL they wait for the learner's address instead."""
-        if self._in_file:
-            await self._init_workers({})
-
     async def check(self, staged: StagedWeights, send: Send | None) -> dict[str, Any]:
-        """Check and prepare a push while the engine goes on; return the message that commits it.
+        """Check and prepare a push while the engine goes on; return what NCCL's workers must know of it.
 
         Raises:
             PushRefused: nothing changed.
@@ -75,7 +70,7 @@ class Pusher:
             stamp = await self._check_file(staged)
         with self._phase("preparing the new weights", PushRefused):
             await self._prepare(staged, stamp)
-        return {"version": staged.version}
+        return {}
 
     async def _check_file(self, staged: StagedWeights) -> FileStamp:
         stop = threading.Event()
@@ -134,10 +129,11 @@ class Pusher:
 
     async def _load(self, staged: StagedWeights, message: dict[str, Any], send: Send | None) -> None:
         if send is None or self._in_file:
-            await self._receive(message)
+            await self._llm.collective_rpc("fd_commit", args=(staged.version,))
+            await self._llm.update_weight_version(str(staged.version))
         else:
             await self._receive_while_sent(staged, message, send)
-        await self._llm.finish_weight_update(str(staged.version))
+            await self._llm.finish_weight_update(str(staged.version))
 
     async def _receive_while_sent(self, staged: StagedWeights, message: dict[str, Any], send: Send) -> None:
         """Run both ends of the transfer at once: each blocks until the other is there. The first failure ends both."""

@@ -1,12 +1,12 @@
 """Weight transfer inside vLLM's worker processes: one staged file, prepared beside the live weights, then swapped in.
 
-    prepare ▸ a thread maps the file, checks it and builds a `Twin`; the engine goes on
-    prepared ▸ is it ready? asked again and again between two engine steps
-    update ▸ the engine holds still: the twin is swapped in, or vLLM's own reload runs
+    fd_prepare ▸ a thread maps the file, checks it and builds a `Twin`; the engine goes on
+    fd_is_prepared ▸ asked again and again between two engine steps
+    fd_commit ▸ the engine holds still: the twin is swapped in, or vLLM's own reload runs
 
-vLLM imports this module in every worker because `worker_extension_cls` names a class of it; the import registers the
-engine `fd_shm`. vLLM's own order (start, update, finish) is three calls, and a failure between them leaves layers
-without weights. Here the update does everything, and whatever can be wrong has been found before it.
+vLLM mixes `WorkerExtension` into its workers. Its own order of an update (start, update, finish) is three calls, and a
+failure between them leaves layers without weights; here one call does everything, and whatever can be wrong has been
+found before it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import os
 import re
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -26,12 +25,7 @@ import msgspec
 import psutil
 import torch
 from torch import Tensor, nn
-from vllm.distributed.weight_transfer.base import (
-    WeightTransferEngine,
-    WeightTransferInitInfo,
-    WeightTransferUpdateInfo,
-)
-from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.config import VllmConfig, get_current_vllm_config, set_current_vllm_config
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.platforms import current_platform
@@ -42,25 +36,12 @@ from fd_async.policy.manifest import REFUSED, FileStamp, check_manifest
 from fd_async.policy.twin import NoTwin, Twin
 from fd_async.types import StagedWeights
 
-BACKEND = "fd_shm"
 _LAYER = re.compile(r"^(.*?\.\d+\.)?")
 """Tensors of one decoder layer share this part of their names."""
 _SPARE = 1.25
 """Free memory that a twin needs, in sizes of the staged weights."""
 _NICENESS = 10
 _log = logging.getLogger("vllm.fd_async")
-
-
-@dataclass
-class InitInfo(WeightTransferInitInfo):
-    """Nothing to agree on."""
-
-
-@dataclass
-class UpdateInfo(WeightTransferUpdateInfo):
-    """The push whose preparation is to be committed."""
-
-    version: int
 
 
 class Preparation:
@@ -73,9 +54,11 @@ class Preparation:
         self.error: BaseException | None = None
         self.twin: Twin | None = None
         self.rows: list[tuple[str, Tensor]] = []
-        self._arguments = (model, contract, staged, stamp, twin_bytes)
+        self._model, self._contract = model, contract
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True, name=f"prepare-{staged.version}")
+        self._thread = threading.Thread(
+            target=self._run, args=(staged, stamp, twin_bytes), daemon=True, name=f"prepare-{staged.version}"
+        )
         self._thread.start()
 
     @property
@@ -86,47 +69,59 @@ class Preparation:
         """Wait for the thread and raise what it raised."""
         self._thread.join()
         if self.error is not None:
-            raise ValueError(f"{REFUSED}: {self.error}") from self.error
+            kind = "" if isinstance(self.error, PushRefused) else f"{type(self.error).__name__}: "
+            raise ValueError(f"{REFUSED}: {kind}{self.error}") from self.error
 
     def stop(self) -> None:
         """Have the thread end soon; nothing comes of it."""
         self._stopped.set()
 
-    def _run(self) -> None:
+    @torch.no_grad()
+    def commit(self) -> None:
+        """Replace the model's weights, all in one go."""
+        if self.twin is not None:
+            self.twin.commit()
+            _log.info("push: version %d was prepared beside the live weights and swapped in", self.version)
+            # To free a gigabyte takes time that requests need not wait for.
+            threading.Thread(target=vars(self).clear, daemon=True, name="free-old-weights").start()
+            return
+        initialize_layerwise_reload(self._model)
+        self._model.load_weights(self.rows)  # pyright: ignore[reportCallIssue]
+        finalize_layerwise_reload(self._model, get_current_vllm_config().model_config)
+        if self._contract.tied and current_platform.is_cpu():
+            _repack_heads(self._model)
+
+    def _run(self, staged: StagedWeights, stamp: FileStamp, twin_bytes: int | None) -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)  # requests go first
         try:
-            self._prepare(*self._arguments)
+            self._prepare(staged, stamp, twin_bytes)
         except BaseException as error:  # raised again by `wait`, in the thread that answers the controller
             self.error = error
-        finally:
-            del self._arguments
 
-    def _prepare(
-        self, model: nn.Module, contract: Contract, staged: StagedWeights, stamp: FileStamp, twin_bytes: int | None
-    ) -> None:
+    def _prepare(self, staged: StagedWeights, stamp: FileStamp, twin_bytes: int | None) -> None:
         what = f"push of version {staged.version}"
-        check_manifest(staged, contract)
+        check_manifest(staged, self._contract)
         with open(staged.path, "rb") as file:
             _require_same(file, stamp, what, staged.path)
             data = torch.frombuffer(mmap.mmap(file.fileno(), stamp.size, access=mmap.ACCESS_COPY), dtype=torch.uint8)
-            self.rows = sorted(_tensors(staged, data, contract), key=lambda row: _layer(row[0]))
+            self.rows = sorted(_tensors(staged, data, self._contract), key=lambda row: _layer(row[0]))
             for name, tensor in self.rows:
                 self._require_wanted()
                 # Reads every page as well: they are there when the engine is held.
                 if tensor.numel() and not all(bound.isfinite() for bound in tensor.aminmax()):
                     raise PushRefused(f"{what}: {name} holds a value that is not finite")
             if twin_bytes is not None:
-                self.twin = self._build_twin(model, twin_bytes)
+                self.twin = self._build_twin(twin_bytes)
             _require_same(file, stamp, what, staged.path)
 
-    def _build_twin(self, model: nn.Module, num_bytes: int) -> Twin | None:
+    def _build_twin(self, num_bytes: int) -> Twin | None:
         free = _free_bytes()
         if free < _SPARE * num_bytes:
             _log.warning("push: %d bytes of memory free, too few for a second set of %d; loading while held",
                          free, num_bytes)  # fmt: skip
             return None
         try:
-            twin = Twin(model)
+            twin = Twin(self._model)
             for _, rows in groupby(self.rows, key=lambda row: _layer(row[0])):
                 self._require_wanted()
                 twin.load(list(rows))
@@ -141,72 +136,30 @@ class Preparation:
             raise PushRefused(f"push of version {self.version}: given up by the controller")
 
 
-class SharedFileEngine(WeightTransferEngine[InitInfo, UpdateInfo]):
-    """Brings a memory-mapped file of checkpoint tensors into the model."""
+class WorkerExtension:
+    """What the controller may call in a worker, through `collective_rpc`."""
 
-    init_info_cls = InitInfo
-    update_info_cls = UpdateInfo
-    supports_draft_weight_update = False
-    contract: Contract
-    preparation: Preparation | None = None
+    vllm_config: VllmConfig
+    model_runner: Any
+    fd_contract: Contract | None = None
+    fd_preparation: Preparation | None = None
 
-    def init_transfer_engine(self, init_info: InitInfo) -> None:
-        """Read the contract from the checkpoint that this worker loaded."""
-        self.contract = read_contract(self.model_config.model)
-
-    def prepare(self, message: dict[str, Any]) -> None:
+    def fd_prepare(self, message: dict[str, Any]) -> None:
         """Start to prepare a push; one that was being prepared is given up."""
-        self.discard()
+        self.fd_discard()
+        if self.fd_contract is None:
+            self.fd_contract = read_contract(self.vllm_config.model_config.model)
         staged = msgspec.convert(message["staged"], StagedWeights)
         stamp = msgspec.convert(message["stamp"], FileStamp)
         # All workers of this machine together hold this much beside the live weights.
-        twin_bytes = staged.num_bytes * self.parallel_config.data_parallel_size if message["ahead"] else None
-        self.preparation = Preparation(self.model, self.contract, staged, stamp, twin_bytes=twin_bytes)
-
-    def discard(self) -> None:
-        """Give up what is being prepared."""
-        if self.preparation is not None:
-            self.preparation.stop()
-            self.preparation = None
-
-    def start_weight_update(self) -> None:
-        """Touch nothing: see the module docstring."""
-
-    def finish_weight_update(self) -> None:
-        """Everything was done in `receive_weights`."""
-
-    def shutdown(self) -> None:
-        """Nothing is held between pushes."""
-        self.discard()
-
-    def receive_weights(self, update_info: UpdateInfo) -> None:
-        """Replace all weights by the prepared ones."""
-        ready, self.preparation = self.preparation, None
-        if ready is None or ready.version != update_info.version:
-            raise ValueError(f"{REFUSED}: version {update_info.version} was not prepared")
-        ready.wait()
-        if ready.twin is not None:
-            ready.twin.commit()
-            _log.info("push: version %d was prepared beside the live weights and swapped in", ready.version)
-            # To free a gigabyte takes time that requests need not wait for.
-            threading.Thread(target=vars(ready).clear, daemon=True, name="free-old-weights").start()
-            return
-        with torch.no_grad():
-            initialize_layerwise_reload(self.model)
-            self.model.load_weights(ready.rows)  # pyright: ignore[reportCallIssue]
-            finalize_layerwise_reload(self.model, self.model_config)
-            if self.contract.tied and current_platform.is_cpu():
-                _repack_heads(self.model)
-
-
-class WorkerExtension:
-    """Mixed into vLLM's worker: named as `worker_extension_cls`, called through `collective_rpc`."""
-
-    weight_transfer_engine: Any
-
-    def fd_prepare(self, message: dict[str, Any]) -> None:
-        """Start to prepare a push."""
-        self.weight_transfer_engine.prepare(message)
+        num_bytes = staged.num_bytes * self.vllm_config.parallel_config.data_parallel_size
+        self.fd_preparation = Preparation(
+            self.model_runner.get_model(),
+            self.fd_contract,
+            staged,
+            stamp,
+            twin_bytes=num_bytes if message["ahead"] else None,
+        )
 
     def fd_is_prepared(self) -> bool:
         """Tell whether the preparation is over.
@@ -214,15 +167,31 @@ class WorkerExtension:
         Raises:
             ValueError: it failed; the weights that serve are untouched.
         """
-        preparation = self.weight_transfer_engine.preparation
-        if not preparation.is_over:
+        if self.fd_preparation is None:
+            raise ValueError(f"{REFUSED}: nothing is being prepared")
+        if not self.fd_preparation.is_over:
             return False
-        preparation.wait()
+        self.fd_preparation.wait()
         return True
 
+    def fd_commit(self, version: int) -> None:
+        """Replace all weights by the prepared ones.
+
+        Raises:
+            ValueError: this version was not prepared; the weights that serve are untouched.
+        """
+        ready, self.fd_preparation = self.fd_preparation, None
+        if ready is None or ready.version != version:
+            raise ValueError(f"{REFUSED}: version {version} was not prepared")
+        ready.wait()
+        with set_current_vllm_config(self.vllm_config):
+            ready.commit()
+
     def fd_discard(self) -> None:
-        """Give up a preparation."""
-        self.weight_transfer_engine.discard()
+        """Give up what is being prepared."""
+        if self.fd_preparation is not None:
+            self.fd_preparation.stop()
+            self.fd_preparation = None
 
 
 def _free_bytes() -> int:
@@ -266,7 +235,3 @@ def _repack_heads(model: nn.Module) -> None:
     for head in model.modules():
         if isinstance(head, ParallelLMHead):
             head.quant_method.process_weights_after_loading(head)
-
-
-if BACKEND not in WeightTransferEngineFactory._registry:
-    WeightTransferEngineFactory.register_engine(BACKEND, SharedFileEngine)

@@ -42,10 +42,12 @@ def test_a_gpu_engine_sees_its_gpus_only(tmp_path: Path) -> None:
 
 
 def test_a_frozen_engine_takes_no_weights() -> None:
-    """The transfer engine is there for pushes only."""
+    """What receives pushes is there for pushes only, and vLLM's own transfer for NCCL only."""
     for frozen in (False, True):
-        arguments = engine_arguments("m", Policy(), dtype="float32", seed=0, frozen=frozen)
-        assert ("weight_transfer_config" in arguments) is not frozen
+        for push in ("shm", "file", "nccl"):
+            arguments = engine_arguments("m", Policy(push=push), dtype="float32", seed=0, frozen=frozen)
+            assert ("worker_extension_cls" in arguments) is not frozen
+            assert ("weight_transfer_config" in arguments) is (push == "nccl" and not frozen)
 
 
 def test_the_environment_is_put_back() -> None:

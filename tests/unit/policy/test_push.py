@@ -36,7 +36,9 @@ class Vllm(FakeVllm):
         self.error = ""
 
     async def collective_rpc(self, method: str, args: tuple[Any, ...] = ()) -> list[bool | None]:
-        self.calls.append(method)
+        self.calls.append(f"{method} {args[0]}" if method == "fd_commit" else method)
+        if method == "fd_commit" and self.failure:
+            raise RuntimeError(self.failure)
         if method != "fd_is_prepared":
             return [None]
         self.questions -= 1
@@ -44,11 +46,8 @@ class Vllm(FakeVllm):
             raise ValueError(self.error)
         return [self.questions <= 0]
 
-    async def update_weights(self, request: Any) -> None:
-        self.calls.append("update")
-        self.update = request.update_info
-        if self.failure:
-            raise RuntimeError(self.failure)
+    async def update_weight_version(self, version: str) -> None:
+        self.calls.append(f"version {version}")
 
 
 @pytest.fixture
@@ -73,8 +72,7 @@ async def test_nothing_is_held_before_everything_is_prepared(
     message = await pusher.check(staged, None)
     assert vllm.calls == ["fd_prepare", *["fd_is_prepared"] * 3]
     await pusher.commit(staged, message, None)
-    assert vllm.calls[4:] == ["pause", "start", "update", "finish 1", "resume"]
-    assert vllm.update == {"version": 1}
+    assert vllm.calls[4:] == ["pause", "fd_commit 1", "version 1", "resume"]
 
 
 async def test_a_file_system_that_hangs_is_named(tmp_path: Path, staged: StagedWeights, vllm: Vllm) -> None:
