@@ -11,12 +11,14 @@ from typing import Any
 import anyio
 import pytest
 from msgspec.structs import replace
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from fd_async.errors import LearnerRankDied
 from fd_async.learner import entry
 from fd_async.learner.client import Learner, start_learner
 from tests.fakes import rank_process, remote_shell
-from tests.fakes.tiny_policy import tiny_config, tiny_policy, tiny_samples
+from tests.fakes.tiny_policy import VOCAB, tiny_config, tiny_policy, tiny_samples
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -59,6 +61,8 @@ async def kill_in_a_step(learner: Learner, samples: list[Any]) -> None:
 async def test_two_ranks_of_one_node_train_and_a_killed_one_ends_them(tmp_path: Path) -> None:
     """The real learner under DeepSpeed's launcher: a step over gloo, then SIGKILL of a rank in the middle of one."""
     tiny_policy().lm.save_pretrained(tmp_path / "model")
+    tokenizer = Tokenizer(models.WordLevel({f"t{index}": index for index in range(VOCAB)}, unk_token="t0"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="t1").save_pretrained(tmp_path / "model")
     config = config_of(tmp_path, "localhost slots=2\n", str(tmp_path / "model"), zero_stage=2)
     pids: list[int] = []
     with pytest.raises(LearnerRankDied, match=r"learner rank 1 \(pid \d+ on localhost\) is gone"):
