@@ -131,20 +131,26 @@ def packed_attention(
     unknown = [name for name in _NOT_COMPUTED if others.get(name) is not None]
     if attention_mask is not None or unknown or key.shape[2] != query.shape[2]:
         raise NotImplementedError(f"{type(module).__name__}: no attention with {unknown or 'a mask or a cache'} here")
-    columns = [tensor.transpose(1, 2) for tensor in (query, key, value)]
+    query, key, value = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
     if packing is None:
-        return _causal(*columns, scaling=scaling).contiguous(), None
-    rows = [tensor[0] for tensor in columns]
+        return _causal(query, key, value, scaling).contiguous(), None
     if _has_varlen(query):
-        borders, longest = packing.borders, packing.longest
-        grouped = key.shape[1] != query.shape[1]
         # A window without anything to the right is causal.
         out = varlen_attn(
-            *rows, borders, borders, longest, longest, scale=scaling, window_size=(-1, 0), enable_gqa=grouped
+            query[0],
+            key[0],
+            value[0],
+            packing.borders,
+            packing.borders,
+            packing.longest,
+            packing.longest,
+            scale=scaling,
+            window_size=(-1, 0),
+            enable_gqa=key.shape[2] != query.shape[2],
         )
         assert isinstance(out, Tensor)
         return out[None], None
-    return in_blocks(functools.partial(_causal, scaling=scaling), packing, *rows)[None], None
+    return in_blocks(functools.partial(_causal, scaling=scaling), packing, query[0], key[0], value[0])[None], None
 
 
 def _causal(query_BLHD: Tensor, key_BLHD: Tensor, value_BLHD: Tensor, scaling: float | None) -> Tensor:

@@ -16,10 +16,16 @@ from torch import Tensor, nn
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
     MambaConfig,
     MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    OlmoHybridConfig,
+    OlmoHybridForCausalLM,
+    Qwen3NextConfig,
+    Qwen3NextForCausalLM,
 )
 
 from fd_async.errors import PreflightError
@@ -231,6 +237,20 @@ def test_every_submodule_runs_once_whatever_the_lengths(make: Callable[[], Polic
     assert len(orders[0]) == len(set(orders[0]))
 
 
+DELTA: dict[str, Any] = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
+EXPERTS: dict[str, Any] = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "shared_expert_intermediate_size": 16,
+}
+
+
 def small(**changes: Any) -> dict[str, Any]:
     """Return sizes that most configurations of transformers share."""
     return {
@@ -242,8 +262,28 @@ def small(**changes: Any) -> dict[str, Any]:
         "num_key_value_heads": 2,
         "head_dim": 8,
         "max_position_embeddings": 256,
+        "initializer_range": 0.1,
         "pad_token_id": 0,
     } | changes
+
+
+@pytest.mark.parametrize(
+    "lm",
+    [
+        lambda: LlamaForCausalLM(LlamaConfig(**small())),
+        lambda: OlmoHybridForCausalLM(OlmoHybridConfig(**small(num_hidden_layers=4), **DELTA)),
+        lambda: Qwen3NextForCausalLM(Qwen3NextConfig(**small(num_hidden_layers=4), **DELTA, **EXPERTS)),
+    ],
+    ids=["llama", "olmo_hybrid", "qwen3_next"],
+)
+@torch.no_grad()
+def test_other_families_pack_too(lm: Callable[[], nn.Module]) -> None:
+    """The borders reach the layers of every model file that is built the same way."""
+    torch.manual_seed(0)
+    policy, samples = Policy(lm()), samples_of(LENGTHS[:3])
+    apart = torch.cat([hidden(policy, [sample]) for sample in samples])
+    assert not policy.why_padded
+    assert (hidden(policy, samples) - apart).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize(
