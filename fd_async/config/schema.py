@@ -291,7 +291,9 @@ class Learner(Table, frozen=True):
     weight_decay: Annotated[float, _d("AdamW weight decay.", ge=0)] = 0.0
     grad_clip: Annotated[float, _d("Global gradient norm limit.", gt=0)] = 1.0
     zero_stage: Annotated[int, _d("DeepSpeed ZeRO stage.", ge=0, le=3)] = 0
-    micro_batch_tokens: Annotated[int, _d("Tokens per forward pass and rank, padding included.", gt=0)] = 16384
+    micro_batch_tokens: Annotated[
+        int, _d("Tokens per forward pass and rank; without packing, padding included.", gt=0)
+    ] = 16384
     lm_head_chunk_tokens: Annotated[
         int, _d("Rows of logits that exist at once, tokens; 0: 4 % of the micro-batch's, at least 64.", ge=0)
     ] = 0

@@ -28,7 +28,7 @@ def _enter(function: Callable[..., Any], rank: int, world_size: int, port: int, 
         raise
 
 
-def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout_s: float = 200.0) -> list[Any]:
+def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout_s: float = 400.0) -> list[Any]:
     """Call `function(*args)` on every rank; return results in rank order. They travel pickled: no live tensors.
 
     Raises:

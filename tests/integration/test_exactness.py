@@ -19,7 +19,7 @@ from fd_async.learner.trainer import Trainer
 from tests.fakes.rank_group import run_ranks
 from tests.fakes.tiny_policy import tiny_config, tiny_policy, tiny_samples
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 STEPS = 3
 ZERO_STAGES = (0, 1, 2, 3)
