@@ -18,7 +18,7 @@ from torch import Tensor
 MASKED = -1e30
 """Finite, so that no difference of two of them is NaN."""
 
-_BLOCK_ELEMENTS = {"cpu": 2**20, "cuda": 2**25}
+_BLOCK_ELEMENTS = {"cpu": 2**18, "cuda": 2**25}
 _GROUP = 64
 
 

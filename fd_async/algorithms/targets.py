@@ -96,9 +96,9 @@ def _pass_vocabulary(
         if known > 0:
             found_CK, columns_CK = rowwise.top_k_(logits_CW, min(top_k, known), known)
             best_CK, ids_CK = torch.cat([best_CK, found_CK], 1), torch.cat([ids_CK, columns_CK + tile.start], 1)
-            if best_CK.shape[1] > top_k:
+            if best_CK.shape[1] > found_CK.shape[1]:
                 candidates_CN = best_CK
-                best_CK, positions_CK = candidates_CN.topk(top_k, dim=-1)
+                best_CK, positions_CK = candidates_CN.topk(min(top_k, candidates_CN.shape[1]), dim=-1)
                 ids_CK = ids_CK.gather(1, positions_CK)
                 rest = join(rest, part_of(candidates_CN.scatter(1, positions_CK, -torch.inf)))
         stats = rowwise.statistics(logits_CW, scale=1.0, softcap=0.0)
