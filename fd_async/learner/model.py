@@ -107,6 +107,9 @@ def load_policy(path: str | Path, dtype: str, device: torch.device, *, stay_on_c
 def _known_ids(path: str | Path) -> int:
     """Return how many ids the tokenizer beside the model knows; 0 without a tokenizer. Heads are often padded."""
     try:
-        return max(AutoTokenizer.from_pretrained(path).get_vocab().values()) + 1
+        tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError):
         return 0
+    vocabulary = tokenizer.get_vocab()
+    # Where there are no tokenizer files, transformers makes one that knows its special tokens alone.
+    return max(vocabulary.values()) + 1 if vocabulary.keys() - {*tokenizer.all_special_tokens} else 0
