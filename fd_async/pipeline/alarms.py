@@ -34,6 +34,8 @@ GAIN_OF_KL = 0.5
 """What the policy could still learn is not the feedback when the gain is less than this share of policy/teacher_kl."""
 GAIN_RECOVERS = 2.0
 """An alarm of the gain, which is measured on few attempts, ends above this many times its limit."""
+MIN_BEST_GAIN = 1e-3
+"""Feedback that never moved the teacher by this much, nats/token, such as an empty one, cannot be forgotten."""
 MIN_FAILED = 0.02
 """Share of failed attempts below which a gain per failed attempt says nothing."""
 MEDIAN_STEPS = 50
@@ -204,7 +206,7 @@ class Alarms:
     def _gain_sign(self) -> Iterator[Sign]:
         """Compare the gain with what its best would be for as many failed attempts as there are now."""
         gain, kl, limit = self._gain.value, self._kl.value, self._table.min_gain_share
-        if not limit or gain is None or not self._best_gain:
+        if not limit or gain is None or self._best_gain < MIN_BEST_GAIN:
             return
         share = gain / self._best_gain * self._failed_at_best_gain / self._failed
         is_far = kl is not None and kl > limit * self._best_kl and gain < GAIN_OF_KL * kl

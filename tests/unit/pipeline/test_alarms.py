@@ -79,6 +79,14 @@ def test_a_gain_that_vanishes_because_the_policy_follows_is_no_alarm() -> None:
     assert feed(make(), rows((60, {}), (300, learnt))) == []
 
 
+def test_empty_feedback_has_no_gain_to_lose() -> None:
+    """The control experiment: teacher and policy see the same prompt, and rounding is all that differs."""
+    made = rows((200, {"policy/teacher_kl": 0.02}))
+    for row in made:
+        row["teacher/feedback_gain"] = 1e-12 * math.sin(row["step"])
+    assert feed(make(), made) == []
+
+
 @pytest.mark.parametrize(
     "evidence",
     [{"policy/teacher_kl": 0.2}, {"policy/teacher_kl": 0.01, "train/pass_rate": 0.25}],
