@@ -18,17 +18,19 @@ import torch
 from fd_async.config.schema import Policy, RunConfig
 from fd_async.errors import LearnerError, PushFailed, PushRefused
 from fd_async.learner import client as client_module
+from fd_async.learner import link as link_module
 from fd_async.learner import rank as rank_module
 from fd_async.learner.client import Learner
-from fd_async.learner.link import RankSocket, Send, Stage, Start
+from fd_async.learner.link import HEADER, Locate, RankSocket, Request, Send, Stage, Start
 from fd_async.learner.ranks import RankProcess, accept_all
 from fd_async.learner.sending import Sending
-from fd_async.learner.staging import named_weights
 from fd_async.policy import push as push_module
+from fd_async.policy.contract import TIED_HEAD, Contract, TensorSpec
 from fd_async.policy.local import LocalEngine
-from fd_async.policy.manifest import TIED_HEAD, Contract, TensorSpec, group_address
+from fd_async.policy.manifest import group_address
 from fd_async.policy.push import Pusher
 from tests.fakes.collective import GROUPS, SENDER, FakeVllm, without_vllm
+from tests.fakes.gathering import Whole
 from tests.fakes.tiny_policy import tiny_config, tiny_policy
 
 pytestmark = pytest.mark.anyio
@@ -36,12 +38,32 @@ PROBE = [1, 2, 3]
 POLICY = tiny_policy()
 
 
+class ThreadLink(RankSocket):
+    """Ends its thread, not the process, when the controller hangs up."""
+
+    def _read_requests(self) -> None:
+        with contextlib.suppress(OSError):
+            while (header := self._read(HEADER.size)) is not None:
+                request = link_module._requests.decode(self._read(HEADER.unpack(header)[0]) or b"")
+                if isinstance(request, Locate):
+                    self._locate(request)
+                else:
+                    self._requests.put(request)
+        self._requests.put(None)  # type: ignore[arg-type]
+
+    def receive(self) -> Request:
+        request = super().receive()
+        if request is None:
+            raise ConnectionError("the controller hung up")
+        return request
+
+
 class TinyRank(rank_module.Rank):
     """A rank that has a model and no training engine."""
 
     def __init__(self, start: Start, rank: int, world_size: int) -> None:
         self._config, self._rank = start.config, rank
-        self._engine: Any = SimpleNamespace(policy=POLICY)
+        self._engine: Any = Whole(POLICY)
         self._sending = Sending()
 
 
@@ -73,7 +95,7 @@ def make_config(push_timeout_s: float = 60.0) -> RunConfig:
 
 def make_engine(config: RunConfig) -> tuple[EchoEngine, FakeVllm]:
     vllm = FakeVllm()
-    specs = {name: TensorSpec("float32", tuple(tensor.shape)) for name, tensor in named_weights(POLICY).items()}
+    specs = {name: TensorSpec("float32", tuple(tensor.shape)) for name, tensor in POLICY.lm.named_parameters()}
     contract = Contract(specs, frozenset({TIED_HEAD}), True, {})
     running: Any = SimpleNamespace(llm=vllm)
     pusher = Pusher(vllm, config.policy, contract)  # type: ignore[arg-type]
@@ -86,22 +108,22 @@ async def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: RunCon
     without_vllm(monkeypatch)
     monkeypatch.setattr(rank_module, "Rank", TinyRank)
     monkeypatch.setattr(push_module, "_SENDER", SENDER)
-    monkeypatch.setattr(client_module, "_DEATH_FOLLOWS_S", 0.0)
+    monkeypatch.setattr(client_module, "_OTHERS_FOLLOW_S", 0.0)
     GROUPS.clear()
     process: Any = SimpleNamespace(pid=0, returncode=0)
-    ranks = [RankProcess(rank, process, tmp_path / f"learner-{rank}.log") for rank in range(2)]
-    path = tmp_path / "s"
+    ranks = [RankProcess(rank, tmp_path / f"learner-{rank}.log", process) for rank in range(2)]
+    path, died = tmp_path / "s", anyio.Event()
 
     def serve(rank: int) -> None:
-        link = RankSocket(str(path), rank)
-        with link._socket, contextlib.suppress(ConnectionError):  # nobody waits for a late answer
+        link = ThreadLink(str(path), rank, "secret")
+        with link._socket, contextlib.suppress(OSError):  # nobody waits for a late answer
             rank_module.serve(link, rank, 2)
 
     threads = [threading.Thread(target=serve, args=(rank,), daemon=True) for rank in range(2)]
     async with anyio.create_task_group() as group, await anyio.create_unix_listener(path) as listener:
         for thread in threads:
             thread.start()
-        await accept_all(ranks, listener, group)
+        await accept_all(ranks, listener, "secret", group, died)
         learner = Learner(config, ranks, tmp_path)
         await learner.start(None, None)
         engine, vllm = make_engine(config)
@@ -130,7 +152,7 @@ async def test_weights_travel_while_the_engine_receives(tmp_path: Path, monkeypa
         meeting = GROUPS[staged.path]
         assert (meeting.opened, meeting.num_workers, world.vllm.info["world_size"]) == (1, 4, 5)
         assert list(meeting.tensors) == world.vllm.update["names"] == staged.names
-        for name, tensor in named_weights(POLICY).items():
+        for name, tensor in POLICY.lm.named_parameters():
             assert torch.equal(meeting.tensors[name], tensor)
     assert not list(tmp_path.glob("weights-*"))  # noqa: ASYNC240
 
@@ -186,7 +208,7 @@ async def test_a_push_that_nobody_would_send_is_refused(tmp_path: Path, monkeypa
         staged = await world.stage(1)
         with pytest.raises(PushRefused, match="nobody would send"):
             await world.engine.push(staged)
-        elsewhere = msgspec.structs.replace(staged, path="/dev/shm/weights-1.bin")
+        elsewhere = msgspec.structs.replace(staged, path="/dev/shm/weights-1.bin").sealed()
         with pytest.raises(PushRefused, match="nccl://HOST:PORT"):
             await world.engine.push(elsewhere, world.learner.send)
         assert world.vllm.calls == []
@@ -194,11 +216,13 @@ async def test_a_push_that_nobody_would_send_is_refused(tmp_path: Path, monkeypa
 
 def test_weights_that_changed_are_not_sent() -> None:
     """A gradient step takes back what was announced."""
-    sending = Sending()
-    sending.announce(POLICY, Stage(version=3, probe_ids=PROBE, folder="", address="nccl://127.0.0.1:1"), 8)
+    sending, engine, address = Sending(), Whole(POLICY), "nccl://127.0.0.1:1"
+    request = Stage(version=3, probe_ids=PROBE, folder="", address=address)
+    sending.announce(engine, request, rank=0, bucket_bytes=4096, chunk_tokens=8)
     sending.forget()
+    send = Send(version=3, address=address, sender=SENDER, num_workers=1)
     with pytest.raises(LearnerError, match="no gradient step between"):
-        sending.send(POLICY, Send(version=3, address="nccl://127.0.0.1:1", sender=SENDER, num_workers=1))
+        sending.send(engine, send, rank=0, bucket_bytes=4096)
 
 
 @pytest.mark.parametrize("path", ["", "tcp://a:1", "nccl://a", "nccl://:1", "nccl://a:port", "nccl://a:99999"])
