@@ -21,7 +21,7 @@ from tests.fakes.rank_group import run_ranks
 from tests.fakes.tiny_model import write_tiny_model
 from tests.fakes.tiny_policy import tiny_config, tiny_policy, tiny_samples
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 SAVED, MORE = 3, 10
 Layout = tuple[int, str]

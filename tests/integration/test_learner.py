@@ -25,7 +25,7 @@ from fd_async.types import StagedWeights
 from tests.fakes.tiny_model import write_tiny_model
 from tests.fakes.tiny_policy import tiny_config, tiny_samples
 
-pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
