@@ -15,11 +15,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
 
-from tests.fakes.chat_tokenizer import QWEN3_5
+from tests.fakes.chat_tokenizer import QWEN3_5_CALLS
 
 TOKENIZER = Path(__file__).parents[2] / "examples" / "tiny" / "model"
 VOCAB = 768
 _TEXT = "model.language_model."
+_MAX_TOKENS = 2048
 
 
 def tiny_qwen35(folder: Path, *, tied: bool = False, seed: int = 0) -> Path:
@@ -46,9 +47,10 @@ def tiny_qwen35(folder: Path, *, tied: bool = False, seed: int = 0) -> Path:
     config = json.loads((folder / "config.json").read_text())
     config["text_config"] |= {"dtype": "bfloat16", "mamba_ssm_dtype": "float32", "mtp_num_hidden_layers": 1}
     (folder / "config.json").write_text(json.dumps(config, indent=2))
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(TOKENIZER / name, folder / name)
-    (folder / "chat_template.jinja").write_text(QWEN3_5)
+    shutil.copyfile(TOKENIZER / "tokenizer.json", folder / "tokenizer.json")
+    tokenizer = json.loads((TOKENIZER / "tokenizer_config.json").read_text()) | {"model_max_length": _MAX_TOKENS}
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    (folder / "chat_template.jinja").write_text(QWEN3_5_CALLS)
     return folder
 
 
@@ -65,7 +67,7 @@ def _config(tied: bool) -> Qwen3_5Config:
         "linear_num_value_heads": 4,
         "linear_key_head_dim": 64,
         "linear_value_head_dim": 64,
-        "max_position_embeddings": 1024,
+        "max_position_embeddings": _MAX_TOKENS,
         "initializer_range": 0.08,
         "eos_token_id": 2,
         "pad_token_id": 0,
