@@ -155,7 +155,7 @@ def _write(
             dtype = str(tensor.dtype).removeprefix("torch.")
             rows.append(Row(name, dtype, list(tensor.shape), position))
             flat = tensor.detach().cpu().contiguous().view(-1)
-            _write_at(file.fileno(), memoryview(flat.view(torch.uint8).numpy()), position)
+            _write_at(file.fileno(), flat.view(torch.uint8).numpy().data, position)
             position += _padded(tensor.nbytes)
             while len(hashes) < (math.ceil if position == num_bytes else int)(position / BLOCK_BYTES):
                 start = len(hashes) * BLOCK_BYTES

@@ -86,7 +86,8 @@ class Preparation:
             threading.Thread(target=vars(self).clear, daemon=True, name="free-old-weights").start()
             return
         initialize_layerwise_reload(self._model)
-        self._model.load_weights(self.rows)  # pyright: ignore[reportCallIssue]
+        load_weights: Any = self._model.load_weights
+        load_weights(self.rows)
         finalize_layerwise_reload(self._model, get_current_vllm_config().model_config)
         if self._contract.tied and current_platform.is_cpu():
             _repack_heads(self._model)
