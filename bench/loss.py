@@ -38,9 +38,17 @@ from fd_async.algorithms.lm_head import Head
 
 TOP_K = 25
 GOAL_TOKENS = 8192
-QUICK = {"hidden": 1024, "cases": [(32_768, 1024), (32_768, 2048)], "repeats": 1}
-FULL = {"hidden": 4096, "cases": [(v, t) for v in (151_936, 248_320) for t in (1024, 2048)], "repeats": 1}
-CUDA = {"hidden": 4096, "cases": [(v, t) for v in (151_936, 248_320) for t in (2048, 8192)], "repeats": 5}
+QUICK: dict[str, Any] = {"hidden": 1024, "cases": [(32_768, 1024), (32_768, 2048)], "repeats": 1}
+FULL: dict[str, Any] = {
+    "hidden": 4096,
+    "cases": [(v, t) for v in (151_936, 248_320) for t in (1024, 2048)],
+    "repeats": 1,
+}
+CUDA: dict[str, Any] = {
+    "hidden": 4096,
+    "cases": [(v, t) for v in (151_936, 248_320) for t in (2048, 8192)],
+    "repeats": 5,
+}
 Step = Callable[["Inputs"], Any]
 
 

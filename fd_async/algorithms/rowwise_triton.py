@@ -7,6 +7,8 @@ so that their exponential is exactly 0. Suffixes: _C rows, _V columns.
 # ruff: noqa: ANN001, ANN202 - arguments of a kernel have no Python types
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -111,7 +113,8 @@ def statistics(products_CV: Tensor, *, scale: float, softcap: float, temperature
     num_rows, num_columns = products_CV.shape
     sums_4C = products_CV.new_empty(4, num_rows)
     if num_rows:
-        _statistics_kernel[(num_rows,)](
+        launch: Any = _statistics_kernel[(num_rows,)]
+        launch(
             products_CV,
             sums_4C,
             products_CV.stride(0),
@@ -139,7 +142,8 @@ def softmax_gradient_(
     num_rows, num_columns = products_CV.shape
     out_CV = products_CV if dtype == products_CV.dtype else products_CV.view(dtype)[:, :num_columns]
     if num_rows:
-        _gradient_kernel[(num_rows,)](
+        launch: Any = _gradient_kernel[(num_rows,)]
+        launch(
             products_CV,
             out_CV,
             shift_C.float().contiguous(),
