@@ -115,8 +115,6 @@ def _learner(config: RunConfig) -> Found:
     attempts = learner.prompts_per_step * config.rollout.samples_per_prompt
     if attempts < learner.ranks:
         yield ("learner.ranks", "learner.prompts_per_step"), f"more ranks than the {attempts} attempts of a step"
-    if learner.zero_stage == 3:
-        yield ("learner.zero_stage",), "stage 3 is not there yet; take 0, 1 or 2"
     is_split = learner.zero_stage > 0 or config.model.dtype == "bfloat16"
     if learner.offload != "none" and not is_split:
         yield ("learner.offload", "learner.zero_stage"), "needs learner.zero_stage 1 or higher"

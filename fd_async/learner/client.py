@@ -310,8 +310,6 @@ def _preflight(config: RunConfig, resume_from: Path | None) -> Path | None:
     A resumed run keeps the one it began with, whatever `model.init_from` means by now.
     """
     learner = config.learner
-    if learner.zero_stage == 3:
-        raise PreflightError("learner.zero_stage = 3 is not there yet; use 0, 1 or 2")
     if learner.hostfile:
         hosts.check(config)
     if learner.gpus and len(learner.gpus) != learner.ranks:

@@ -18,7 +18,6 @@ REFUSED = {
     "feedback.type=anthropic": "needs a model",
     "feedback.base_url=localhost": "http://",
     "learner.ranks=500": "more ranks",
-    "learner.zero_stage=3": "not there yet",
     "learner.betas=[0.9, 1.0]": "< 1",
     "policy.gpus=[0]": "for neither",
     "policy.push=nccl": "needs policy.gpus",
