@@ -295,7 +295,7 @@ class Learner(Table, frozen=True):
         int, _d("Tokens per forward pass and rank; without packing, padding included.", gt=0)
     ] = 16384
     lm_head_chunk_tokens: Annotated[
-        int, _d("Rows of logits that exist at once, tokens; 0: 4 % of the micro-batch's, at least 64.", ge=0)
+        int, _d("Rows of logits that exist at once, tokens; 0: 3.5 % of the micro-batch's, at least 64 and 4 MiB.", ge=0)
     ] = 0
     packing: Annotated[
         bool, _d("Sequences of a micro-batch stand one after another without padding; attention does not cross them.")
