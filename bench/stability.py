@@ -50,7 +50,7 @@ DEFAULT = ("ema", "frozen", "ema_anchor")
 SIZES: dict[str, Any] = {
     "learner.prompts_per_step": 16,
     "learner.decay": "none",  # a rate that falls to 0 would hide a collapse
-    "learner.lr": 5e-4,  # a quarter of the shipped batch at half its rate; at 1e-3 every teacher but the frozen one sways
+    "learner.lr": 5e-4,  # half the shipped rate for a quarter of its batch
     "eval.at_start": False,
     "eval.limit": 128,
 }
