@@ -22,7 +22,8 @@
     ├── LedgerError (RuntimeError)          exit 5
     └── StallDetected (TimeoutError)        exit 6
 
-Messages say what happened, the config key or file, and what to do. All of them survive pickling.
+Messages say what happened, the config key or file, and what to do. All of them survive pickling. A run that an alarm
+ends (`alarms.action`) raises nothing: it writes a checkpoint and exits with 7.
 """
 
 from __future__ import annotations
