@@ -32,6 +32,8 @@ pytestmark = [
 
 NOISE, MEAN_NOISE = 0.25, 0.05
 """What two right computations in bfloat16 may differ by, nats: at most, and on average over tokens."""
+SAME = 0.05
+"""What two orders of the same sums may make, nats."""
 FAR = 0.3
 """Average difference, nats, that other weights make: far more than the noise."""
 CONFIG = Policy(
@@ -132,7 +134,11 @@ async def test_a_hybrid_model_goes_from_engine_to_learner_and_back(tmp_path: Pat
     model = AutoModelForCausalLM.from_pretrained(exported, dtype=torch.bfloat16).eval()
     assert_close(logprobs(model, PROBE), trained)
     async with open_bfloat16(exported, tmp_path) as engine:
-        assert await engine.score(PROBE) == pytest.approx(trained, abs=1e-5)
+        loaded = await engine.score(PROBE)
+        # vLLM runs an export in its text class, which computes the same in another order.
+        assert gap(loaded, trained)[0] < SAME
+        await engine.push(stage(model, tmp_path / "weights.bin", 1))
+        assert await engine.score(PROBE) == loaded
 
 
 LOOP = {
