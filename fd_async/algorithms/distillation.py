@@ -155,11 +155,11 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         if ctx.gradients is None:
             raise RuntimeError("the distillation loss keeps its gradients for one backward pass only")
         collected, ctx.gradients = ctx.gradients, None
-        return (*collected.take(grads[0]), *(None,) * 8)
+        return (*collected.take(grad_outputs[0]), *(None,) * 8)
 
 
 def _read(

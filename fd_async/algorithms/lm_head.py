@@ -210,13 +210,13 @@ class _TokenLogprobs(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         hidden_TH, weight_VH, ids_T, columns_4T = ctx.saved_tensors
         head = ctx.head._replace(weight_VH=weight_VH)
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         collected = HeadGradients(hidden_TH, weight_VH, needs_hidden=needs_hidden, needs_weight=needs_weight)
         for rows, products_CV in projected_chunks(hidden_TH, head, ctx.chunk_tokens):
-            ids_C1, grad_C1 = ids_T[rows, None], grads[0][rows, None].double()
+            ids_C1, grad_C1 = ids_T[rows, None], grad_outputs[0][rows, None].double()
             slope_C1 = head.slope(head.logits(products_CV.gather(1, ids_C1)))
             products_CV.scatter_(1, ids_C1, rowwise.MASKED)
             logsumexp_C, max_C = columns_4T[2:, rows]

@@ -61,10 +61,13 @@ class StepObjective(Protocol):
 
     totals: ClassVar[tuple[str, ...]]
     """Names of the sums over micro-batches and ranks."""
-    shadow: Shadow | None
-    """Teacher or reference."""
     progress: dict[str, float]
     """What besides weights a checkpoint has to keep."""
+
+    @property
+    def shadow(self) -> Shadow | None:
+        """Teacher or reference."""
+        ...
 
     def before(self, samples: Sequence[TrainingSample], engine: TrainingEngine, context: StepContext) -> None: ...
     def learn(self, samples: Sequence[TrainingSample], engine: TrainingEngine, context: StepContext) -> None: ...
