@@ -97,8 +97,9 @@ class Policy(Table, frozen=True):
     generate_timeout_s: Annotated[float, _d("Deadline of one generate call, seconds.", gt=0)] = 1800.0
     push_timeout_s: Annotated[float, _d("Deadline of each phase of a push, seconds.", gt=0)] = 300.0
     probe_tolerance: Annotated[
-        float, _d("Largest log-prob difference between engine and learner on the probe prompt, nats.", gt=0)
-    ] = 0.05
+        float,
+        _d("Largest log-prob difference between engine and learner on the probe prompt, nats; see docs/push.md.", gt=0),
+    ] = 0.5
 
 
 class RolloutTable(Table, frozen=True):
