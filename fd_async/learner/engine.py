@@ -14,6 +14,7 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.runtime.zero.stage_1_and_2 import INITIAL_MICRO_STEP_ID, DeepSpeedZeroOptimizer
 from torch import Tensor, nn
 
 from fd_async.config.schema import RunConfig
@@ -71,8 +72,7 @@ class Engine:
 
     def __call__(self, rows: Rows, objective: Objective) -> Any:
         """Run a forward pass; its result takes part in backward unless gradients are off. Collective under ZeRO 3."""
-        if self._broken:
-            raise LearnerError("the learner broke off while its module held other weights; start it again")
+        self._require_own_weights()
         return self._engine(rows, objective)
 
     def backward(self, loss: Tensor) -> None:
@@ -95,9 +95,19 @@ class Engine:
         return self._norm
 
     def discard_gradients(self) -> None:
-        """Forget accumulated gradients."""
-        self._engine.optimizer.zero_grad()
+        """Forget accumulated gradients, those that have been reduced included."""
+        inner = self._engine.optimizer
+        inner.zero_grad()
         self._engine.zero_grad()
+        if isinstance(inner, DeepSpeedZeroOptimizer):
+            # ZeRO 1 and 2 keep sums of their own, which only an update, made or refused by DeepSpeed itself, clears.
+            inner._release_preflattened_grad_buffers()
+            for sums in (inner.averaged_gradients, inner.all_grad_tensors):
+                sums.update(dict.fromkeys(sums))
+            inner.micro_step_id = INITIAL_MICRO_STEP_ID
+            if inner.cpu_offload:
+                inner.reset_cpu_buffers()
+                inner._offload_accumulated_param_ids = set()
 
     @contextmanager
     def wearing(self, shadow: Shadow) -> Iterator[None]:
@@ -155,6 +165,7 @@ class Engine:
     @contextmanager
     def gathered(self, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
         """Yield whole parameters in the module's type, for reading inside the block. Collective under ZeRO 3."""
+        self._require_own_weights()
         chosen = {name: self._parameters[name] for name in names}
         with deepspeed.zero.GatheredParameters(list(chosen.values()), enabled=self._stage == 3):
             yield {name: parameter.detach() for name, parameter in chosen.items()}
@@ -164,6 +175,10 @@ class Engine:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._norm = float(torch.nn.utils.clip_grad_norm_(parameters, self._clip))
         self._require_finite()
+
+    def _require_own_weights(self) -> None:
+        if self._broken:
+            raise LearnerError("the learner broke off while its module held other weights; start it again")
 
     def _require_finite(self) -> None:
         if not math.isfinite(self._norm):
