@@ -41,7 +41,7 @@ from fd_async.learner.link import (
     Written,
 )
 from fd_async.learner.ranks import RankProcess, free_port
-from fd_async.learner.split import check_alignment, evenly_spaced, split_by_tokens
+from fd_async.learner.split import check_batch, evenly_spaced, split_by_tokens
 from fd_async.learner.starting import start_ranks
 from fd_async.types import StagedWeights, StepReport, TrainingSample
 
@@ -66,14 +66,12 @@ class Learner:
         """Take gradient step number `step` (the first is 1) on a batch, split over ranks by tokens.
 
         Raises:
-            AlignmentError: a sample's lengths disagree; nothing was trained.
+            AlignmentError: a sample's lengths disagree, or it is there twice; nothing was trained.
             NonFiniteLoss: the loss or its gradient is not a number; weights are untouched.
             LearnerRankDied: a rank is gone.
             LearnerError: `learner.step_timeout_s` passed.
         """
-        is_fd = self._config.algorithm.type == "fd"
-        for sample in samples:
-            check_alignment(sample, needs_teacher=is_fd)
+        check_batch(samples, needs_teacher=self._config.algorithm.type == "fd")
         score_ids = evenly_spaced(samples, self._config.learner.score_tokens)
         gain_ids = evenly_spaced(samples, self._config.algorithm.gain_samples)
         anchor_ids = evenly_spaced(samples, math.ceil(len(samples) * self._config.algorithm.anchor_share))

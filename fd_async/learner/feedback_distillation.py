@@ -7,6 +7,7 @@ into the teacher, and the teacher then teaches nothing. The targets are those th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
@@ -81,18 +82,21 @@ class FeedbackDistillation:
         if not self.has_anchor(context.step):
             return
         with context.clock("anchor"):
-            share = self._algorithm.anchor_share
-            for batch in context.batches(chosen(samples, context.anchor_ids) if share < 1 else samples):
+            taken, factor = samples, 1.0
+            if self._algorithm.anchor_share < 1:
+                # Few samples make a share only about that large: what counts is how many they are.
+                taken, factor = chosen(samples, context.anchor_ids), context.num_samples / len(context.anchor_ids)
+            for batch in context.batches(taken):
                 rows, targets = batch.teacher(), self._targets_of(batch)
                 anchor = engine(rows, self._following(rows, targets, self._weights(batch, "none")))
-                engine.backward(anchor.loss * (context.scale * self._algorithm.anchor_weight / share))
-                context.totals.add("anchor_loss", anchor.loss / share)
+                engine.backward(anchor.loss * (context.scale * self._algorithm.anchor_weight * factor))
+                context.totals.add("anchor_loss", anchor.loss * factor)
 
     def after(self, step: int, engine: TrainingEngine, sums: dict[str, float]) -> None:
         """Move the teacher on every `ema_every`-th step, unless its gain from feedback has fallen too low."""
         algorithm, progress, gain = self._algorithm, self.progress, self._gain(sums)
         progress["age"] += 1
-        if gain is not None:
+        if gain is not None and math.isfinite(gain):  # one that is not would stay in the mean for ever
             before = progress.get("gain", gain)
             progress["gain"] = GAIN_RETENTION * before + (1 - GAIN_RETENTION) * gain
         if step % algorithm.ema_every or algorithm.ema_retention == 1.0:

@@ -53,6 +53,8 @@ class StepContext:
     score_ids: frozenset[str]
     gain_ids: frozenset[str]
     anchor_ids: frozenset[str]
+    num_samples: float
+    """Of all ranks."""
     token_deltas: dict[str, list[float]] = field(default_factory=dict)
 
 

@@ -30,6 +30,20 @@ def check_alignment(sample: TrainingSample, *, needs_teacher: bool) -> None:
         raise AlignmentError(f"sample {sample.rollout_id}: teacher_prompt_ids is empty under algorithm.type = 'fd'")
 
 
+def check_batch(samples: Sequence[TrainingSample], *, needs_teacher: bool) -> None:
+    """Refuse a batch with a bad sample, or with two of the same rollout: what the teacher says is kept by rollout.
+
+    Raises:
+        AlignmentError: see `check_alignment`, or a rollout stands there twice.
+    """
+    seen: set[str] = set()
+    for sample in samples:
+        check_alignment(sample, needs_teacher=needs_teacher)
+        if sample.rollout_id in seen:
+            raise AlignmentError(f"sample {sample.rollout_id} is in the batch twice")
+        seen.add(sample.rollout_id)
+
+
 def cost_of(sample: TrainingSample) -> int:
     """Estimate a sample's work in tokens of one forward pass: the student's pass and its backward (twice as much),
     and the teacher's under its own prompt. What attention adds is small beside the layers at these lengths.

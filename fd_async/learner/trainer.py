@@ -13,7 +13,7 @@ from fd_async.config.schema import RunConfig
 from fd_async.errors import AlignmentError, NonFiniteLoss
 from fd_async.learner.batching import MicroBatch
 from fd_async.learner.objectives import StepContext, StepObjective, TrainingEngine
-from fd_async.learner.split import check_alignment, micro_batches
+from fd_async.learner.split import check_batch, micro_batches
 from fd_async.learner.totals import Stopwatch, Totals, max_over_ranks, sum_over_ranks
 from fd_async.types import StepReport, TrainingSample
 
@@ -53,9 +53,9 @@ class Trainer:
             AlignmentError: a sample's lengths differ, or no rank has a sampled token.
             NonFiniteLoss: on every rank; weights and teacher are as before.
         """
-        for sample in samples:
-            check_alignment(sample, needs_teacher=self._config.algorithm.type == "fd")
-        divisor = self._global_count(samples)
+        check_batch(samples, needs_teacher=self._config.algorithm.type == "fd")
+        num_tokens, num_samples = self._global_counts(samples)
+        divisor = num_tokens if self._config.algorithm.normalisation == "token_mean" else num_samples
         context = StepContext(
             step=step,
             scale=self._world_size / divisor,
@@ -65,6 +65,7 @@ class Trainer:
             score_ids=frozenset(score_ids),
             gain_ids=frozenset(gain_ids),
             anchor_ids=frozenset(anchor_ids),
+            num_samples=num_samples,
         )
         self._objective.before(samples, self._engine, context)
         self._objective.learn(samples, self._engine, context)
@@ -90,14 +91,14 @@ class Trainer:
         groups += [[]] * (max_over_ranks(len(groups), self._device) - len(groups))
         return [MicroBatch(group, self._device, packed=packed) for group in groups]
 
-    def _global_count(self, samples: Sequence[TrainingSample]) -> float:
-        """Count what the summed loss is divided by, over all ranks."""
-        tokens, sequences = sum_over_ranks(
+    def _global_counts(self, samples: Sequence[TrainingSample]) -> tuple[float, float]:
+        """Count sampled tokens and samples over all ranks."""
+        num_tokens, num_samples = sum_over_ranks(
             [sum(sum(sample.sampled_mask) for sample in samples), len(samples)], self._device
         )
-        if not tokens:
+        if not num_tokens:
             raise AlignmentError("the batch holds no sampled token on any rank")
-        return tokens if self._config.algorithm.normalisation == "token_mean" else sequences
+        return num_tokens, num_samples
 
     def _update(self, step: int, lr: float) -> float:
         try:

@@ -10,7 +10,6 @@ from typing import Any
 
 import anyio
 import pytest
-from msgspec.structs import replace
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
@@ -95,7 +94,7 @@ async def test_two_nodes_through_a_remote_shell(tmp_path: Path, monkeypatch: pyt
     )
     async with start_learner(config, run_dir=tmp_path / "run") as learner:
         pids = learner.pids
-        await learner.step([replace(sample, rollout_id="a") for sample in tiny_samples(2)], step=1)
+        await learner.step(tiny_samples(2), step=1)
     await all_gone(pids)
     calls = (programs / "calls").read_text()
     assert "node-b.invalid" in calls

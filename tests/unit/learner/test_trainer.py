@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any
+from itertools import combinations
+from typing import Any, get_args
 
 import msgspec
 import pytest
 import torch
 
+from fd_async.algorithms.distillation import Loss
 from fd_async.errors import AlignmentError, NonFiniteLoss
 from fd_async.learner.feedback_distillation import FeedbackDistillation
 from fd_async.learner.grpo import Grpo
@@ -98,12 +100,32 @@ def test_anchor_matches_the_student_under_the_teachers_prompt() -> None:
     assert "anchor/loss" not in Bench(algorithm=settings).step(samples, step=3).metrics
 
 
-@pytest.mark.parametrize("algorithm", ["fd", "grpo"])
-def test_micro_batches_do_not_change_the_step(algorithm: str) -> None:
+def test_a_share_of_the_samples_stands_for_all_of_them() -> None:
+    """Two of four for a share of 0.3: the anchor weighs them so that the mean over all choices is the whole."""
+    samples = tiny_samples(4)
+    whole = Bench(algorithm={"anchor_weight": 0.5, "anchor_every": 1}).step(samples).metrics["anchor/loss"]
+    parts = []
+    for taken in combinations([sample.rollout_id for sample in samples], 2):
+        bench = Bench(algorithm={"anchor_weight": 0.5, "anchor_every": 1, "anchor_share": 0.3})
+        parts.append(bench.trainer.step(samples, step=1, anchor_ids=taken).metrics["anchor/loss"])
+    assert sum(parts) / len(parts) == pytest.approx(whole, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        {"type": "fd"},
+        {"type": "grpo"},
+        {"type": "fd", "importance": "prefix", "normalisation": "sequence_mean"},
+        {"type": "grpo", "normalisation": "sequence_mean"},
+    ],
+    ids=str,
+)
+def test_micro_batches_do_not_change_the_step(algorithm: dict[str, Any]) -> None:
     """Weights after a step agree for one sequence at a time, some, and all at once."""
     results = []
     for tokens in (1, 60, 4000):
-        bench = Bench(algorithm={"type": algorithm, "anchor_weight": 0.2}, learner={"micro_batch_tokens": tokens})
+        bench = Bench(algorithm=algorithm | {"anchor_weight": 0.2}, learner={"micro_batch_tokens": tokens})
         report = bench.step(tiny_samples(8), step=5)
         vectors = (flat(bench.weights), flat(bench.engine.gradients))
         results.append((vectors, report.metrics))
@@ -175,6 +197,16 @@ def test_feedback_gain_is_zero_without_feedback_and_positive_with_it() -> None:
     assert Bench(algorithm=whole).step(samples).metrics["teacher/feedback_gain"] > 0.0
 
 
+def test_the_distance_to_the_teacher_does_not_depend_on_the_loss() -> None:
+    """Every variant reports the same sum over the top K of p log (p / q), taken back from its own loss."""
+    samples = tiny_samples(4)
+    plain, *others = (
+        Bench(algorithm={"loss": loss}).step(samples).metrics["policy/teacher_kl"] for loss in get_args(Loss)
+    )
+    assert plain > 0.1
+    assert others == pytest.approx([plain] * 3, rel=1e-5)
+
+
 def test_mismatch_is_zero_when_the_engine_agrees() -> None:
     """k3 between equal log-probs vanishes; a constant offset d gives exp(d) - d - 1."""
     bench, samples = Bench(), tiny_samples(3)
@@ -238,6 +270,24 @@ def test_a_loss_that_is_not_finite_changes_nothing() -> None:
     assert all(p.grad is None for p in bench.engine.policy.parameters())
     bench.average["model.norm.weight"].copy_(healthy)
     assert math.isfinite(bench.step(samples, step=5).metrics["loss"])
+
+
+def test_a_gain_that_is_not_finite_does_not_enter_its_mean() -> None:
+    """The mean is kept in the checkpoint, where no such number can be written."""
+    bench, samples = Bench(), tiny_samples(3)
+    bench.step(samples)
+    before = bench.objective.progress["gain"]
+    sums = dict.fromkeys(bench.objective.totals, 1.0)
+    bench.objective.after(2, bench.engine, sums | {"gain": float("nan")})
+    assert bench.objective.progress["gain"] == before
+
+
+def test_a_sample_that_is_there_twice_is_refused() -> None:
+    """Targets are kept by rollout, so one of the two would learn from the other's."""
+    first, second, third = tiny_samples(3)
+    twin = msgspec.structs.replace(third, rollout_id=first.rollout_id)
+    with pytest.raises(AlignmentError, match=f"{first.rollout_id} is in the batch twice"):
+        Bench().step([first, second, twin])
 
 
 def test_sequence_sum_divides_by_sequences() -> None:
