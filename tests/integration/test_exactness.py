@@ -35,6 +35,8 @@ WAYS: dict[str, dict[str, Any]] = {
     "padded": {"packing": False},
     "padded, one at a time": {"packing": False, "micro_batch_tokens": 1},
     "recomputed activations": {"activation_checkpointing": True},
+    "optimizer offloaded": {"zero_stage": 2, "offload": "optimizer"},
+    "everything offloaded": {"zero_stage": 3, "offload": "optimizer_and_parameters"},
 }
 
 
@@ -86,7 +88,7 @@ def assert_equal(algorithm: str, name: str, result: tuple[np.ndarray, list[float
 
 @pytest.mark.parametrize("algorithm", ["fd", "grpo"])
 def test_one_rank_learns_the_same_in_every_way(algorithm: str) -> None:
-    """Micro-batches, chunks, packing and activation checkpointing change nothing."""
+    """Micro-batches, chunks, packing, activation checkpointing and offload change nothing."""
     for name, result in zip(WAYS, run_ranks(1, weights_after_steps, algorithm, list(WAYS.values()))[0], strict=True):
         assert_equal(algorithm, name, result)
 
