@@ -6,10 +6,10 @@ from the configuration; a rank that dies ends whatever waits and the `start_lear
 
 from __future__ import annotations
 
-import glob
 import math
 import os
 import platform
+import re
 import secrets
 import shutil
 import tempfile
@@ -329,8 +329,10 @@ def _staging_folder(config: RunConfig) -> Iterator[Path]:
     memory = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path(tempfile.gettempdir())
     root = Path(config.policy.push_dir).absolute() if config.policy.push == "file" else memory
     host = platform.node()
-    for old in root.glob(f"fd_async-{glob.escape(host)}-*-*"):
-        if not _is_alive(int(old.name.split("-")[-2])):
+    for old in root.glob("fd_async-*"):
+        # Names of hosts may begin alike, and a folder that ranks of several hosts see is swept by all of them.
+        match = re.fullmatch(rf"fd_async-{re.escape(host)}-(\d+)-[0-9a-f]+", old.name)
+        if match and not _is_alive(int(match[1])):
             shutil.rmtree(old, ignore_errors=True)
     folder = root / f"fd_async-{host}-{os.getpid()}-{secrets.token_hex(4)}"
     try:
