@@ -66,6 +66,12 @@ def _algorithm(config: RunConfig) -> Found:
             ("rollout.samples_per_prompt", "algorithm.type"),
             "grpo compares the attempts of one statement: at least 2 are needed (the paper takes 5)",
         )
+    if algorithm.type == "grpo" and 0 < algorithm.importance_cap <= 1 + algorithm.clip_high:
+        yield (
+            ("algorithm.importance_cap", "algorithm.clip_high"),
+            f"must be 0 or above 1 + algorithm.clip_high = {1 + algorithm.clip_high:g}: under it the clip takes away"
+            " the gradient that the cap is to bound",
+        )
     if algorithm.type == "fd" and algorithm.top_k > 4096:
         yield ("algorithm.top_k",), "at most 4096 (the paper takes 25); the teacher keeps this many per token"
 

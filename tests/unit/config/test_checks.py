@@ -61,6 +61,7 @@ GPUS = ["policy.gpus=[0]", "learner.gpus=[1]"]
         (["policy.gpus=[0, 1]", "learner.gpus=[2]"], "2 GPUs for"),
         (["policy.gpus=[0]", "learner.gpus=[0]", "policy.push=nccl"], "one GPU"),
         (["policy.gpus=[0, 0]", "learner.gpus=[2]", "policy.data_parallel_size=2"], "different"),
+        (["algorithm.type=grpo", "rollout.samples_per_prompt=2", "algorithm.importance_cap=1.2"], "clip_high = 1.2"),
         (["eval.samples=4", "eval.temperature=0"], "the same"),
         (["feedback.type=openai", "feedback.model=m", "feedback.max_usd=1"], "both prices"),
         (["feedback.type=lean_output", "feedback.text=hello"], "constant"),
