@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager, contextmanager
@@ -125,14 +126,14 @@ class LocalEngine:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         with self._request(f"generate {request_id}"):
-            await self._gate.wait()
+            await self._pass_gate()
             output = (await self._run(prompt_ids, params, request_id)).outputs[0]
         return _completion(output, request_id)
 
     async def score(self, token_ids: list[int]) -> list[float]:
         """See `Engine.score`."""
         with self._request("score"):
-            await self._gate.wait()
+            await self._pass_gate()
             return await self._score(token_ids)
 
     async def push(self, staged: StagedWeights, send: Send | None = None) -> PushReport:
@@ -166,14 +167,22 @@ class LocalEngine:
                 probe_max_abs=max_abs,
             )
 
+    async def _pass_gate(self) -> None:
+        while not self._gate.is_set():  # a push may close it again before whoever waited here goes on
+            await self._gate.wait()
+
     async def _probe(self, staged: StagedWeights) -> float:
-        """Return the largest difference, nats, between the engine's and the learner's log-probs of the probe."""
+        """Return the largest difference, nats, between the learner's log-probs of the probe and any engine's."""
+        num_engines = self._config.data_parallel_size
+        differences: list[float] = []
         try:
             with anyio.fail_after(self._config.push_timeout_s, shield=True):
-                scores = await self._score(staged.probe_ids)
-        except (TimeoutError, EngineError) as error:
+                for rank in range(num_engines) if num_engines > 1 else (None,):
+                    scores = await self._score(staged.probe_ids, rank)
+                    differences += [abs(a - b) for a, b in zip(scores, staged.probe_logprobs, strict=True)]
+        except (TimeoutError, EngineError, AlignmentError) as error:
             raise PushFailed(f"push of version {staged.version}: the probe could not be scored: {error}") from error
-        max_abs = max(abs(a - b) for a, b in zip(scores, staged.probe_logprobs, strict=True))
+        max_abs = math.nan if any(map(math.isnan, differences)) else max(differences)  # `max` overlooks a NaN
         if not max_abs <= self._config.probe_tolerance:
             raise PushFailed(
                 f"push of version {staged.version}: engine and learner differ by {max_abs:.2g} nats on the probe, "
@@ -181,19 +190,28 @@ class LocalEngine:
             )
         return max_abs
 
-    async def _score(self, token_ids: list[int]) -> list[float]:
+    async def _score(self, token_ids: list[int], data_parallel_rank: int | None = None) -> list[float]:
         from vllm import SamplingParams
 
         # vLLM skips the prefix cache for prompt log-probs: the answer always comes from the weights.
         params = SamplingParams(max_tokens=1, prompt_logprobs=0, flat_logprobs=True, detokenize=False)
-        output = await self._run(token_ids, params, f"score-{next(self._score_ids)}")
+        output = await self._run(token_ids, params, f"score-{next(self._score_ids)}", data_parallel_rank)
         scores = list(output.prompt_logprobs.logprobs)
         if len(scores) != len(token_ids) - 1:
             raise AlignmentError(f"vLLM scored {len(scores)} of {len(token_ids) - 1} tokens")
         return scores
 
-    async def _run(self, prompt_ids: list[int], params: Any, request_id: str) -> Any:
-        """Run one request to its end and return vLLM's last output; abort it when cancelled."""
+    async def _run(
+        self, prompt_ids: list[int], params: Any, request_id: str, data_parallel_rank: int | None = None
+    ) -> Any:
+        """Run one request to its end and return vLLM's last output; abort it when cancelled.
+
+        Args:
+            prompt_ids: of the request.
+            params: vLLM's.
+            request_id: unique.
+            data_parallel_rank: the engine that runs it; vLLM chooses where it is None.
+        """
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         limit = self._config.max_model_len
@@ -205,7 +223,8 @@ class LocalEngine:
         prompt: Any = {"prompt_token_ids": prompt_ids, "cache_salt": f"{self._version}.{self._num_pushes}"}
         last: Any = None
         try:
-            async with aclosing(self._llm.generate(prompt, params, request_id)) as outputs:
+            running = self._llm.generate(prompt, params, request_id, data_parallel_rank=data_parallel_rank)
+            async with aclosing(running) as outputs:
                 async for output in outputs:
                     last = output
         except anyio.get_cancelled_exc_class():

@@ -90,13 +90,22 @@ class Pusher:
         try:
             await self._llm.collective_rpc("fd_prepare", args=(message,))
             look_s = _FIRST_LOOK_S
-            while not all(await self._llm.collective_rpc("fd_is_prepared")):
+            while not await self._is_prepared():
                 await anyio.sleep(look_s)
                 look_s = min(2 * look_s, _LONGEST_LOOK_S)
         except BaseException:
-            with anyio.move_on_after(_DISCARD_S, shield=True):
-                await self._llm.collective_rpc("fd_discard")
+            await self._discard()
             raise
+
+    async def _is_prepared(self) -> bool:
+        """Ask the workers of every engine: `AsyncLLM.collective_rpc` tells what those of the first one answer."""
+        core: Any = self._llm.engine_core
+        return all(map(all, await core.call_utility_all_async("collective_rpc", "fd_is_prepared", None, (), None)))
+
+    async def _discard(self) -> None:
+        """Have the workers drop what they prepared, so that it does not keep its memory."""
+        with anyio.move_on_after(_DISCARD_S, shield=True):
+            await self._llm.collective_rpc("fd_discard")
 
     async def commit(self, staged: StagedWeights, message: dict[str, Any], send: Send | None) -> tuple[float, float]:
         """Hold the engine, load, let it go on. Returns seconds held and, of these, seconds loading.
@@ -108,12 +117,13 @@ class Pusher:
         """
         mode, clear_cache = _PAUSE[self._config.in_flight]
         held = time.perf_counter()
-        in_doubt = False
+        in_doubt = loads = False
         try:
             with self._phase("holding running requests (policy.in_flight)", PushRefused):
                 # AsyncLLM.pause_generation is this call and a sleep of 20 ms.
                 await self._llm.engine_core.pause_scheduler_async(mode, clear_cache)  # pyright: ignore[reportArgumentType]
             began = time.perf_counter()
+            loads = True
             # Half of a commit is no state to stop in: cancellation waits, the deadline of the phase stands.
             with anyio.CancelScope(shield=True), self._phase("loading weights", PushFailed):
                 await self._load(staged, message, send)
@@ -125,6 +135,9 @@ class Pusher:
             if not in_doubt:
                 with anyio.CancelScope(shield=True), self._phase("resuming", PushFailed):
                     await self._llm.resume_generation()
+                if self._in_file and not loads:
+                    with self._phase("dropping the prepared weights", PushFailed):
+                        await self._discard()
         return time.perf_counter() - held, commit_s
 
     async def _load(self, staged: StagedWeights, message: dict[str, Any], send: Send | None) -> None:

@@ -123,10 +123,13 @@ class Preparation:
             return None
         try:
             twin = Twin(self._model)
-            for _, rows in groupby(self.rows, key=lambda row: _layer(row[0])):
-                self._require_wanted()
-                twin.load(list(rows))
-            twin.require_whole()
+            try:
+                for _, rows in groupby(self.rows, key=lambda row: _layer(row[0])):
+                    self._require_wanted()
+                    twin.load(list(rows))
+                twin.require_whole()
+            finally:
+                twin.unbind()
         except NoTwin as reason:
             _log.warning("push: the engine is held while vLLM reloads: %s", reason)
             return None

@@ -71,6 +71,16 @@ class Twin:
             if _parameters(live) and live not in self._filled:
                 raise NoTwin(f"{name} got no weights")
 
+    def unbind(self) -> None:
+        """Take the loaders off, after the last `load`.
+
+        A parameter holds its loader, the loader its layer, the layer the parameter: the old weights, which the twin
+        has after the swap, would wait for the garbage collector.
+        """
+        for twin in self._twins.values():
+            for tensor in _parameters(twin).values():
+                vars(tensor).clear()
+
     def commit(self) -> None:
         """Swap everything in. On a CPU the twin holds the old weights afterwards: drop it when there is time."""
         tensors: dict[Tensor, Tensor] = {}  # a tied one once: swapped twice it would be back where it was

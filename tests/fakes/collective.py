@@ -58,10 +58,16 @@ class FakeVllm:
         self.update: dict[str, Any] = {}
         self.failure = ""
         self.deaf = False
-        self.engine_core = SimpleNamespace(pause_scheduler_async=self._pause)
+        self.engine_core = SimpleNamespace(
+            pause_scheduler_async=self._pause, call_utility_all_async=self._call_utility_of_all
+        )
 
     async def _pause(self, mode: str, clear_cache: bool) -> None:
         self.calls.append("pause")
+
+    async def _call_utility_of_all(self, method: str, *args: Any) -> list[Any]:
+        """Return what each engine answers; here is one."""
+        return [await getattr(self, method)(args[0])]
 
     async def resume_generation(self) -> None:
         self.calls.append("resume")

@@ -72,7 +72,7 @@ class EchoEngine(LocalEngine):
 
     probe: list[float]
 
-    async def _score(self, token_ids: list[int]) -> list[float]:
+    async def _score(self, token_ids: list[int], data_parallel_rank: int | None = None) -> list[float]:
         return self.probe
 
 

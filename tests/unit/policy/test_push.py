@@ -119,6 +119,35 @@ async def test_a_refusal_at_the_commit_counts_for_one_worker_only(
     assert ("resume" in vllm.calls) is resumes
 
 
+async def test_a_push_that_cannot_hold_the_engine_keeps_no_second_set_of_weights(
+    tmp_path: Path, staged: StagedWeights, vllm: Vllm
+) -> None:
+    """The requests never drain: the push is refused, the engine goes on, the prepared weights go."""
+    pusher = make_pusher(vllm, tmp_path)
+    message = await pusher.check(staged, None)
+
+    async def pause(mode: str, clear_cache: bool) -> None:
+        await anyio.sleep_forever()
+
+    vllm.engine_core.pause_scheduler_async = pause
+    with pytest.raises(PushRefused, match="holding running requests"):
+        await pusher.commit(staged, message, None)
+    assert vllm.calls[-2:] == ["resume", "fd_discard"]
+
+
+async def test_every_engine_must_be_prepared(tmp_path: Path, staged: StagedWeights, vllm: Vllm) -> None:
+    """Of several engines vLLM passes on the first one's answers; the last is waited for all the same."""
+    answers = [[[True], [False]], [[True], [True]]]
+
+    async def ask_all(method: str, *args: Any) -> list[list[bool]]:
+        assert (method, args[0]) == ("collective_rpc", "fd_is_prepared")
+        return answers.pop(0)
+
+    vllm.engine_core.call_utility_all_async = ask_all
+    await make_pusher(vllm, tmp_path, replace(CONFIG, data_parallel_size=2)).check(staged, None)
+    assert answers == []
+
+
 async def test_a_cancelled_check_stops_reading(
     tmp_path: Path, staged: StagedWeights, vllm: Vllm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
