@@ -26,7 +26,7 @@ from fd_async.learner.shards import Fragment, find_shards, fragments
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _MAX_BUCKET = 200_000_000
-"""Elements that gradients are reduced in; DeepSpeed holds a buffer of that size."""
+"""Elements that gradients are reduced in; DeepSpeed holds a buffer of that size. Larger tensors go without it."""
 
 
 def init_distributed(backend: str, timeout_s: float) -> None:
@@ -189,8 +189,7 @@ def zero_settings(config: RunConfig, shapes: Mapping[str, torch.Size]) -> dict[s
     """Return DeepSpeed's configuration."""
     stage, offload = effective_zero_stage(config), config.learner.offload
     is_bfloat16 = config.model.dtype == "bfloat16"
-    sizes = [shape.numel() for shape in shapes.values()]
-    bucket = max(*sizes, min(sum(sizes), _MAX_BUCKET))
+    bucket = min(sum(shape.numel() for shape in shapes.values()), _MAX_BUCKET)
     zero: dict[str, Any] = {"stage": stage, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
     if offload != "none":
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": bool(config.learner.gpus)}

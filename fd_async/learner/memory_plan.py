@@ -21,7 +21,7 @@ GIB = 2**30
 _RUNTIME_BYTES = {True: int(1.5 * GIB), False: int(0.65 * GIB)}
 """Python, torch and DeepSpeed, with the CUDA context and NCCL's buffers on a GPU, before a model is loaded."""
 _BUCKET = 200_000_000
-"""Elements of DeepSpeed's reduction buffers at most; the largest tensor if that is larger (`engine.zero_settings`)."""
+"""Elements of DeepSpeed's reduction buffers at most (`engine.zero_settings`)."""
 _LIVE_PARAMS = 1_000_000_000
 """Whole parameters that DeepSpeed keeps under ZeRO 3 (its default `stage3_max_live_parameters`)."""
 _MAX_RANKS = 64
@@ -123,7 +123,7 @@ def _target_bytes(config: RunConfig) -> int:
 def _for_a_moment(config: RunConfig, shape: Shape) -> Iterator[Part]:
     stage, width, tokens = _stage(config), _width(config), config.learner.micro_batch_tokens
     share, work = -(-shape.num_params // config.learner.ranks), "forward and backward"
-    bucket = max(shape.largest, min(shape.num_params, _BUCKET))
+    bucket = min(shape.num_params, _BUCKET)
     yield Part("activations", activation_bytes(config, shape), moment=work)
     rows = config.learner.lm_head_chunk_tokens or chunk_rows(tokens, shape.vocab)
     yield Part("logits of a chunk", 5 * min(rows, tokens) * shape.vocab, moment=work)
@@ -131,7 +131,8 @@ def _for_a_moment(config: RunConfig, shape: Shape) -> Iterator[Part]:
     if stage:
         yield Part("gradient bucket", 4 * bucket, moment=work)
     if stage == 3:
-        yield Part("gathered weights", width * min(shape.num_params, _LIVE_PARAMS + bucket), moment=work)
+        live = _LIVE_PARAMS + max(shape.largest, bucket)
+        yield Part("gathered weights", width * min(shape.num_params, live), moment=work)
     off = config.learner.offload != "none" and stage > 0 and bool(config.learner.gpus)
     yield Part("update", (0 if off else 4 * share) if stage else 0, moment="update")
 

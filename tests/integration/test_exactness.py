@@ -13,6 +13,7 @@ import torch
 
 from fd_async.config.schema import RunConfig
 from fd_async.errors import NonFiniteLoss
+from fd_async.learner import engine as engine_module
 from fd_async.learner.engine import Engine
 from fd_async.learner.feedback_distillation import FeedbackDistillation
 from fd_async.learner.grpo import Grpo
@@ -101,6 +102,20 @@ def test_ranks_and_zero_stages_learn_the_same(world_size: int, algorithm: str) -
     for rank, results in enumerate(run_ranks(world_size, weights_after_steps, algorithm, ways)):
         for stage, result in zip(ZERO_STAGES, results, strict=True):
             assert_equal(algorithm, f"rank {rank}, ZeRO {stage}", result)
+
+
+def weights_with_small_buckets(ways: list[dict[str, Any]]) -> list[tuple[np.ndarray, list[float]]]:
+    """Train where the embedding and the matrices of the MLP are larger than what gradients are reduced in."""
+    engine_module._MAX_BUCKET = 1000
+    return weights_after_steps("fd", ways)
+
+
+def test_tensors_larger_than_a_bucket_learn_the_same() -> None:
+    """A vocabulary of 248,320 makes such tensors of a large model."""
+    ways = [{"zero_stage": stage} for stage in ZERO_STAGES]
+    for results in run_ranks(2, weights_with_small_buckets, ways):
+        for stage, result in zip(ZERO_STAGES, results, strict=True):
+            assert_equal("fd", f"ZeRO {stage}", result)
 
 
 def test_more_ranks_than_samples_learn_the_same() -> None:
