@@ -39,6 +39,8 @@ MIN_BEST_GAIN = 1e-3
 MIN_FAILED = 0.02
 """Share of failed attempts below which a gain per failed attempt says nothing."""
 MEDIAN_STEPS = 50
+GRAD_NORM = "gradient norm"
+"""The one sign that may say more of a batch than of the weights."""
 
 
 class Mean:
@@ -115,9 +117,12 @@ class Alarms:
         self._observe(row)
         if self._num_rows <= self._table.warmup_steps:
             return {}
-        signs = list(self._signs(row))
-        if self._is_falling or any(sign.is_over for sign in signs):
-            self._doubtful.add(int(row["step"]))
+        signs, step = list(self._signs(row)), int(row["step"])
+        over = {sign.name for sign in signs if sign.is_over}
+        if over or self._is_falling:
+            self._doubtful.add(step)
+        if over - {GRAD_NORM} or self._is_falling:
+            self._doubtful.add(step - 1)  # a row measures the weights that its step began with
         return dict(raised for sign in signs for raised in self._count(sign))
 
     def _count(self, sign: Sign) -> Iterator[tuple[str, str]]:
@@ -133,7 +138,10 @@ class Alarms:
             self.standing.pop(sign.name, None)
 
     def is_good(self, step: int) -> bool:
-        """Say whether the weights after this step showed no sign of collapse and are not those of a history undone."""
+        """Say whether the weights after this step showed no sign of collapse and are not those of a history undone.
+
+        The row of the next step is the first that measures them: until then nothing speaks against them.
+        """
         return step not in self._doubtful
 
     def rolled_back(self, step: int, to_step: int) -> None:
@@ -264,7 +272,7 @@ class Alarms:
         if not is_over:
             self._grad_norms.append(norm)
         yield Sign(
-            "gradient norm",
+            GRAD_NORM,
             is_over,
             f"grad_norm = {norm:.3g} is above alarms.max_grad_norm_growth = {limit:g} times its running median, "
             f"{usual:.3g}; lower learner.lr or learner.grad_clip, lengthen learner.warmup_steps",

@@ -122,11 +122,17 @@ class Checkpoints:
             finally:
                 with anyio.CancelScope(shield=True):
                     await anyio.to_thread.run_sync(lambda: shutil.rmtree(aside, ignore_errors=True))
-            await anyio.to_thread.run_sync(_prune, self._root, config.checkpoint.keep_last, self._is_good)
+            await anyio.to_thread.run_sync(_prune, self._root, config.checkpoint.keep_last, self._is_known_good(step))
         except OSError as error:
             raise CheckpointError(f"{final}: cannot write the checkpoint: {error}") from error
         seconds = round(time.monotonic() - started, 3)
         log.info("checkpoint_written", step=step, folder=str(final), num_bytes=num_bytes, seconds=seconds)
+
+    def _is_known_good(self, newest: int) -> Callable[[int], bool]:
+        """Leave out the checkpoint just written where an alarm acts: the next step is the first to judge it."""
+        if self._config.alarms.action == "warn":
+            return self._is_good
+        return lambda step: step != newest and self._is_good(step)
 
 
 def forget_after(root: Path, step: int) -> None:
@@ -177,8 +183,9 @@ def _publish(final: Path, aside: Path, manifest: Manifest) -> None:
 
 def _prune(root: Path, keep_last: int, is_good: Callable[[int], bool]) -> None:
     found = list_checkpoints(root)
-    newest_good = max(filter(is_good, found), default=None)
-    for old in sorted(found)[:-keep_last]:
+    steps = sorted(found)
+    newest_good = max(filter(is_good, steps), default=None)
+    for old in steps[:-keep_last]:
         if old != newest_good:
             _remove(found[old])
 

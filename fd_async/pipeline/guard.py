@@ -5,8 +5,9 @@ teacher of the last good checkpoint, and those weights are pushed as the version
 versions go on rising, nothing else of the run notices, and the batch stays trained in the ledger. Attempts that are
 queued or under way were sampled from the weights that are given up; they are as old as their version says.
 
-A good checkpoint is one whose step showed no sign of collapse, not even one that was not yet an alarm. The newest good
-one is never pruned.
+A good checkpoint is one whose weights showed no sign of collapse, not even one that was not yet an alarm. They show it
+in the rows of their own step and of the next one, which measures the weights that it begins with. The newest good one
+is never pruned; where an alarm acts, the one just written is not yet known to be good.
 """
 
 from __future__ import annotations

@@ -219,6 +219,14 @@ def test_a_checkpoint_is_good_only_before_the_first_sign() -> None:
     assert not alarms.is_good(95)
 
 
+def test_weights_are_judged_by_the_row_of_the_step_that_begins_with_them() -> None:
+    """A dead teacher in row 61 is the teacher that step 60 left; a spike of the gradient may be the batch's doing."""
+    for change, is_good in (({"teacher/entropy": 99.0}, False), ({"grad_norm": 1e4}, True)):
+        alarms = make()
+        feed(alarms, rows((60, {}), (1, change)))
+        assert [alarms.is_good(step) for step in (59, 60, 61)] == [True, is_good, False]
+
+
 def test_after_a_rollback_the_undone_steps_are_not_good_and_the_means_start_anew() -> None:
     """What was usual before is learnt again; the alarm that stood is gone."""
     alarms = make()

@@ -52,13 +52,13 @@ async def test_a_warning_is_said_once_and_shown_while_it_stands(tmp_path: Path) 
 
 
 async def test_a_rollback_takes_the_last_checkpoint_from_before_the_first_sign(tmp_path: Path) -> None:
-    """Signs from step 9, alarm at 11: those of 10 and later are not good, that of 8 is, and keep_last spares it."""
+    """Signs from step 9, whose row measures the weights of step 8: that of 6 is good, and keep_last spares it."""
     bench = make_bench(tmp_path, "rollback", range(9, 12), checkpoint={"every_steps": 2, "keep_last": 1})
     pushed: list[tuple[int, int]] = []
     bench.engine.on_push = lambda version: pushed.append((version, len(bench.learner.restored)))
     assert await bench.run() == 0
-    assert bench.learner.restored == ["state 8"]
-    assert column(tmp_path, "alarms/rollback_to") == {11: 8}
+    assert bench.learner.restored == ["state 6"]
+    assert column(tmp_path, "alarms/rollback_to") == {11: 6}
     assert [version for version, _ in pushed] == list(range(21))
     assert dict(pushed)[10] == 0
     assert dict(pushed)[11] == 1, "the weights of the step that raised the alarm are never served"
@@ -71,15 +71,15 @@ async def test_checkpoints_after_a_rollback_are_good_again(tmp_path: Path) -> No
     """A second collapse goes back to the new history, not to the old one."""
     bench = make_bench(tmp_path, "rollback", {7, 8, 9, 16, 17, 18})
     assert await bench.run() == 0
-    assert bench.learner.restored == ["state 6", "state 14"]
-    assert column(tmp_path, "alarms/rollback_to") == {9: 6, 18: 14}
+    assert bench.learner.restored == ["state 4", "state 14"]
+    assert column(tmp_path, "alarms/rollback_to") == {9: 4, 18: 14}
 
 
 async def test_one_rollback_too_many_ends_the_run_with_a_checkpoint(tmp_path: Path) -> None:
     """What comes again and again is not cured by going back."""
     bench = make_bench(tmp_path, "rollback", range(7, 99), alarms={"max_rollbacks": 1})
     assert await bench.run() == EXIT_ALARM
-    assert bench.learner.restored == ["state 6"]
+    assert bench.learner.restored == ["state 4"]
     status = msgspec.json.decode((tmp_path / "status.json").read_bytes())
     assert status["phase"] == "ended by an alarm"
     assert "alarms.max_rollbacks = 1" in status["error"]
@@ -96,8 +96,8 @@ async def test_a_stop_keeps_the_last_weights_and_the_last_good_ones(tmp_path: Pa
         controller._parts.progress.message = said.append  # type: ignore[method-assign]
         assert await controller.run() == EXIT_ALARM
     assert max(column(tmp_path, "step")) == 11
-    assert list(list_checkpoints(tmp_path / "checkpoints")) == [8, 11]
-    assert "--resume 8" in said[-1]
+    assert list(list_checkpoints(tmp_path / "checkpoints")) == [6, 11]
+    assert "--resume 6" in said[-1]
 
 
 async def test_without_a_good_checkpoint_the_run_ends_instead(tmp_path: Path) -> None:
@@ -125,15 +125,15 @@ async def test_a_rollback_that_fails_ends_the_run_with_the_cause(tmp_path: Path)
 
 @pytest.mark.parametrize("resume_from", [8, 10, 12, 14])
 async def test_a_resume_knows_what_the_alarms_had_seen(tmp_path: Path, resume_from: int) -> None:
-    """Before, amid and after the signs of step 9 to 11: in the end there was one rollback, to step 8."""
+    """Before, amid and after the signs of step 9 to 11: in the end there was one rollback, to step 6."""
     bad = range(9, 12)
     first = make_bench(tmp_path, "rollback", bad, checkpoint={"every_steps": 2, "keep_last": 99})
     first.learner.on_step = lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == 15 else None
     assert await first.run() == 130
     second = make_bench(tmp_path, "rollback", bad, checkpoint={"every_steps": 2, "keep_last": 99})
     assert await second.run(step=resume_from, resume=True) == 0
-    assert column(tmp_path, "alarms/rollback_to") == {11: 8}
-    assert second.learner.restored == (["state 8"] if resume_from < 11 else [])
+    assert column(tmp_path, "alarms/rollback_to") == {11: 6}
+    assert second.learner.restored == (["state 6"] if resume_from < 11 else [])
 
 
 async def test_an_alarm_that_stands_does_not_stop_whoever_resumes(tmp_path: Path) -> None:
