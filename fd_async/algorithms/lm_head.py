@@ -65,11 +65,6 @@ def wide_dtype(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
-def at_least_float32(tensor: Tensor) -> Tensor:
-    """Return the tensor in float32, or unchanged when it is already as wide."""
-    return tensor.to(wide_dtype(tensor))
-
-
 def chunk_rows(num_rows: int, chunk_tokens: int, vocab: int) -> int:
     """Return how many rows of logits exist at once: `chunk_tokens`, or when 0 a share of all rows.
 

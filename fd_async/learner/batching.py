@@ -107,10 +107,6 @@ class MicroBatch:
         """Mark the sampled tokens of the given rollouts."""
         return self.per_token_T([float(sample.rollout_id in rollout_ids) for sample in self.samples]) > 0
 
-    def restrict(self, rollout_ids: frozenset[str]) -> MicroBatch:
-        """Keep only the given rollouts, in the same order."""
-        return MicroBatch([s for s in self.samples if s.rollout_id in rollout_ids], self.device, self.packed)
-
     def _collate(self, prompts: list[list[int]]) -> Rows:
         return collate(
             prompts,

@@ -37,15 +37,6 @@ def used_bytes(device: torch.device) -> int:
     return psutil.Process().memory_info().rss
 
 
-def peak_bytes(device: torch.device) -> int:
-    """Return the most that this rank has used so far."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_reserved(device)
-    import resource  # Unix only, and only where a rank runs on a CPU
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
 def check_memory(
     config: RunConfig, model_config: dict[str, object], shapes: Mapping[str, torch.Size], device: torch.device
 ) -> Shape | None:
