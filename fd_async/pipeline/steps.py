@@ -66,7 +66,7 @@ def step_row(
     verifier, provider = parts.verifier.statistics(), parts.provider.statistics()
     row: dict[str, float | int | None] = dict(known)
     row |= {
-        "weight_version": state.step,
+        "weight_version": parts.engine.weight_version,
         "staleness/mean": _mean(facts.ages),
         "staleness/max": max(facts.ages, default=0),
         "queue/depth": state.buffer.num_finished,

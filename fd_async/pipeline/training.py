@@ -198,7 +198,7 @@ class TrainingLoop:
         if self._parts.suites and self._evaluated != state.step:
             row = await self._evaluate(full=True)
             if row is not None:
-                await self._write_row({"step": state.step, "weight_version": state.step} | row)
+                await self._write_row({"step": state.step, "weight_version": self._parts.engine.weight_version} | row)
 
     async def _evaluate(self, *, full: bool) -> dict[str, float | int | None] | None:
         """Evaluate the served weights on every suite; no push happens meanwhile. None when asked to stop."""

@@ -28,8 +28,8 @@ from fd_async.types import StagedWeights
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
-_PAUSE = {"keep": ("keep", False), "recompute": ("keep", True), "drain": ("wait", False)}
-"""policy.in_flight -> vLLM's pause mode, and whether the KV of running requests is thrown away."""
+_PAUSE = {"keep": ("keep", False), "recompute": ("keep", True), "drain": ("wait", True)}
+"""policy.in_flight -> vLLM's pause mode, and whether the KV goes, prefixes for requests in vLLM's queue included."""
 _SENDER = "fd_async.policy.nccl:Broadcaster"
 """What the learner, which may not import this room, sends through."""
 _FIRST_LOOK_S, _LONGEST_LOOK_S = 0.002, 0.05

@@ -171,6 +171,8 @@ async def test_first_signal_finishes_the_step_and_leaves_a_checkpoint(tmp_path: 
     with anyio.fail_after(10):
         assert await bench.run() == 130
     assert read_manifest(find_checkpoint(tmp_path / "checkpoints")).step == 3
+    last = read_rows(tmp_path / "metrics.jsonl")[-1]
+    assert (last["step"], last["weight_version"]) == (3, 2), "the last weights are kept, not pushed"
     config = make_config(run={"max_steps": 5}, checkpoint={"every_steps": 0})
     second = Bench(config, tmp_path)
     assert await second.run(step=3, resume=True) == 0

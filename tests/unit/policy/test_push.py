@@ -135,6 +135,22 @@ async def test_a_push_that_cannot_hold_the_engine_keeps_no_second_set_of_weights
     assert vllm.calls[-2:] == ["resume", "fd_discard"]
 
 
+@pytest.mark.parametrize(("in_flight", "empties"), [("keep", False), ("recompute", True), ("drain", True)])
+async def test_where_no_request_needs_the_cache_any_more_it_is_emptied(
+    tmp_path: Path, staged: StagedWeights, vllm: Vllm, in_flight: Any, empties: bool
+) -> None:
+    """Requests in vLLM's queue keep the salt that they came with: under it lie prefixes of the old weights."""
+    asked: list[bool] = []
+
+    async def pause(mode: str, clear_cache: bool) -> None:
+        asked.append(clear_cache)
+
+    vllm.engine_core.pause_scheduler_async = pause
+    pusher = make_pusher(vllm, tmp_path, replace(CONFIG, in_flight=in_flight))
+    await pusher.commit(staged, await pusher.check(staged, None), None)
+    assert asked == [empties]
+
+
 async def test_every_engine_must_be_prepared(tmp_path: Path, staged: StagedWeights, vllm: Vllm) -> None:
     """Of several engines vLLM passes on the first one's answers; the last is waited for all the same."""
     answers = [[[True], [False]], [[True], [True]]]
