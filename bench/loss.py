@@ -7,7 +7,8 @@
   allocate inside counts; on CUDA the allocator's.
 - `time_vs_matmul`: over the four matrix products that cannot be avoided (two forward, two backward), alternating with
   them in the same process.
-- `full_logits_*_ratio`: the usual way (log_softmax of all logits under autograd) over this one; memory is the extra.
+- `full_logits_*_ratio`: the usual way (log_softmax of all logits under autograd) over this one. Time is each one's
+  `time_vs_matmul`, so that the machine's load in their two processes cancels; memory is the extra.
 - `trl_*`, `liger_*`: the same for their nearest losses where `trl` or `liger_kernel` is installed, else null and the
   reason in `notes`. TRL's takes a teacher's top-K from elsewhere, so it is given ours, teacher's time included;
   Liger's is a divergence over the whole vocabulary of both heads.

@@ -73,6 +73,16 @@ Row = dict[str, Any]
 async def run(quick: bool, settings: list[str], seeds: list[int], steps: int, results: Path | None) -> None:
     """Run every setting with every seed and print what was found, that of earlier parts included."""
     found = load(results)
+    asked = (
+        steps,
+        QUICK["learner.prompts_per_step"] if quick else SIZES["learner.prompts_per_step"],
+        SIZES["learner.lr"],
+    )
+    for row in found:
+        if tuple(row.get(key) for key in ("steps", "prompts_per_step", "lr")) != asked:
+            raise SystemExit(
+                f"{results}: {row['setting']}, seed {row['seed']} was run with other sizes; take another file"
+            )
     every = max(1, steps // 8)
     sizes = SIZES | {
         "run.max_steps": steps,
@@ -155,6 +165,8 @@ def anchor_cost(config: RunConfig, steps: list[Row]) -> Row | None:
         times: list[list[float]] = [[], []]
         for row in steps[GAIN_WINDOW if len(steps) > 2 * GAIN_WINDOW else 1 :]:
             times[row["step"] % every == 0].append(row[key])
+        if not all(times):
+            return None  # too few steps to have both kinds
         without, with_anchor = median(times[False]), median(times[True])
         ratio = (with_anchor + (every - 1) * without) / (every * without)
         cost[name] = {"without_s": round(without, 4), "with_s": round(with_anchor, 4), "ratio": round(ratio, 4)}
@@ -180,7 +192,7 @@ def teachers(config: RunConfig, checkpoints: Path) -> dict[int, float]:
 def verdict(rows: list[Row]) -> Row:
     """Condense all runs: what collapsed, and what the anchor cost."""
     by_setting = {name: [row for row in rows if row["setting"] == name] for name in SETTINGS}
-    costs = [row["anchor"] for row in by_setting["ema_anchor"]]
+    costs = [row["anchor"] for row in by_setting["ema_anchor"] if row["anchor"]]
     result: Row = {
         "collapsed": {name: any(row["collapsed"] for row in found) for name, found in by_setting.items() if found},
         "collapsed_seeds": {
