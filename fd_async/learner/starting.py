@@ -66,7 +66,11 @@ async def _spawn_all(
     )
     link_path = private / "link.json"
     write_link_file(link_path, link)
-    async with await anyio.create_unix_listener(link.address) as listener:
+    try:
+        listener = await anyio.create_unix_listener(link.address)
+    except OSError as error:
+        raise PreflightError(f"cannot listen on {link.address} ({error}); set TMPDIR to a short local path") from error
+    async with listener:
         for rank in range(config.learner.ranks):
             ranks.append(await spawn(config, rank, link_path, logs / f"learner-{rank}.log"))
             group.start_soon(ranks[-1].watch, died)

@@ -7,11 +7,14 @@ import platform
 import subprocess
 from pathlib import Path
 
+import anyio
 import pytest
 from msgspec.structs import replace
 
 from fd_async.config.schema import Policy
+from fd_async.errors import PreflightError
 from fd_async.learner.client import _staging_folder
+from fd_async.learner.starting import _spawn_all
 from tests.fakes.tiny_policy import tiny_config
 
 
@@ -29,3 +32,13 @@ def test_folders_of_dead_controllers_of_this_host_alone_are_swept(
     with _staging_folder(config) as folder:
         assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, folder.name])
     assert not folder.exists()
+
+
+@pytest.mark.anyio
+async def test_a_temporary_folder_too_deep_for_a_socket_is_named(tmp_path: Path) -> None:
+    """The system allows 107 bytes; no rank is started."""
+    deep = tmp_path / ("x" * 100)
+    deep.mkdir()
+    async with anyio.create_task_group() as group:
+        with pytest.raises(PreflightError, match="set TMPDIR to a short local path"):
+            await _spawn_all(tiny_config(), [], deep, tmp_path, group, anyio.Event())
