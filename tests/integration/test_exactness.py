@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fd_async.config.schema import RunConfig
-from fd_async.errors import NonFiniteLoss
+from fd_async.errors import LearnerError, NonFiniteLoss
 from fd_async.learner import engine as engine_module
 from fd_async.learner.engine import Engine
 from fd_async.learner.feedback_distillation import FeedbackDistillation
@@ -27,6 +27,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 STEPS = 3
 ZERO_STAGES = (0, 1, 2, 3)
+OFFLOADED: tuple[dict[str, Any], ...] = (
+    {"zero_stage": 2, "offload": "optimizer"},
+    {"zero_stage": 3, "offload": "optimizer_and_parameters"},
+)
 WAYS: dict[str, dict[str, Any]] = {
     "one sequence at a time": {"micro_batch_tokens": 1},
     "about two at a time": {"micro_batch_tokens": 60},
@@ -97,11 +101,11 @@ def test_one_rank_learns_the_same_in_every_way(algorithm: str) -> None:
 @pytest.mark.parametrize("algorithm", ["fd", "grpo"])
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_ranks_and_zero_stages_learn_the_same(world_size: int, algorithm: str) -> None:
-    """Every stage on every number of ranks; nine samples do not divide by two or four."""
-    ways = [{"zero_stage": stage} for stage in ZERO_STAGES]
+    """Every stage, with offload too, on every number of ranks; nine samples do not divide by two or four."""
+    ways = [*({"zero_stage": stage} for stage in ZERO_STAGES), *OFFLOADED]
     for rank, results in enumerate(run_ranks(world_size, weights_after_steps, algorithm, ways)):
-        for stage, result in zip(ZERO_STAGES, results, strict=True):
-            assert_equal(algorithm, f"rank {rank}, ZeRO {stage}", result)
+        for way, result in zip(ways, results, strict=True):
+            assert_equal(algorithm, f"rank {rank}, {way}", result)
 
 
 def weights_with_small_buckets(ways: list[dict[str, Any]]) -> list[tuple[np.ndarray, list[float]]]:
@@ -164,10 +168,25 @@ def weights_after_refusals(dtype: str, ways: list[dict[str, Any]]) -> list[list[
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_refused_step_leaves_no_gradient_behind(dtype: str) -> None:
     """Gradients that were already reduced when the loss turned out to be infinite are not in the next step."""
-    ways = [{"zero_stage": stage} for stage in ZERO_STAGES] + [{"zero_stage": 2, "offload": "optimizer"}]
+    ways = [*({"zero_stage": stage} for stage in ZERO_STAGES), *OFFLOADED]
     for results in run_ranks(2, weights_after_refusals, dtype, ways):
         for way, (plain, refused) in zip(ways, results, strict=True):
             assert np.array_equal(plain, refused), way
+
+
+def break_off_in_the_teacher() -> None:
+    """Raise while the module wears the teacher, then ask for the student's weights."""
+    engine, _, objective = build(tiny_config(), 1)
+    assert objective.shadow is not None
+    with pytest.raises(ZeroDivisionError), engine.wearing(objective.shadow):
+        raise ZeroDivisionError
+    with pytest.raises(LearnerError, match="broke off"), engine.gathered(list(engine.shapes)):
+        raise AssertionError("the teacher's weights were given out as the student's")
+
+
+def test_a_learner_that_broke_off_in_the_teacher_gives_no_weights() -> None:
+    """They would be pushed or saved as the student's."""
+    run_ranks(1, break_off_in_the_teacher)
 
 
 def averages(zero_stage: int, updates: int) -> dict[str, Any]:
