@@ -89,7 +89,8 @@ class TrainingLoop:
             if not await self._step():
                 break
             if config.checkpoint.every_steps and state.step % config.checkpoint.every_steps == 0:
-                await self.checkpoint(wait=not config.checkpoint.background)
+                keep = partial(self.checkpoint, wait=not config.checkpoint.background)
+                await run_until_stopped(state.stopping, keep)  # a stop brings its own time for the last checkpoint
 
     async def finish(self) -> None:
         """Evaluate the last weights and keep them."""

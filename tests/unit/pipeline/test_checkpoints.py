@@ -193,6 +193,25 @@ async def test_a_stop_waits_for_the_write_under_way_within_its_budget(tmp_path: 
     assert os.listdir(tmp_path / "checkpoints") == []
 
 
+async def test_a_stop_does_not_wait_for_a_checkpoint_that_waits_for_another(tmp_path: Path) -> None:
+    """Step 4 waits for the write of step 2, which hangs, when the request comes: the budget counts from there."""
+    bench = Bench(make_config(run={"shutdown_s": 0.2}), tmp_path)
+    bench.learner.save_s = 3600.0
+
+    async with anyio.create_task_group() as group:
+
+        async def ask() -> None:
+            while 4 not in bench.learner.batches:  # noqa: ASYNC110
+                await anyio.sleep(0.01)
+            await anyio.sleep(0.2)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        group.start_soon(ask)
+        with anyio.fail_after(10), pytest.raises(BaseExceptionGroup) as caught:
+            await bench.run()
+    assert isinstance(first_cause(caught.value), StallDetected)
+
+
 def write_and_die(root: Path, instant: str) -> None:
     """Write step 3 in a process of its own that is killed at an instant."""
 
