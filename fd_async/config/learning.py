@@ -181,4 +181,4 @@ class Alarms(Table, frozen=True):
     max_grad_norm_growth: Annotated[float, _d("`grad_norm` above this many times its running median.", ge=0)] = 100.0
     max_pass_rate_drop: Annotated[
         float, _d("Running mean of `train/pass_rate` below its best by more than this.", ge=0, le=1)
-    ] = 0.3
+    ] = 0.2
