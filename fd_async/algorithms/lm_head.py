@@ -20,6 +20,10 @@ from fd_async.algorithms import rowwise
 _CHUNK_SHARE = 0.035
 _MIN_ROWS = 64
 _MIN_BYTES = 4 * 2**20
+_ROW_STEP = 32
+_FEW_ROWS = 128
+"""Up to here a CPU multiplies faster with the head on the left, and best with rows in steps of 32: 1.3 times."""
+_FLIP_IDS = 4096
 _CAST_ELEMENTS = 2**22
 """Elements of a narrow head that are widened at once where the device cannot multiply into float32."""
 
@@ -68,9 +72,10 @@ def wide_dtype(tensor: Tensor) -> torch.dtype:
 def chunk_rows(num_rows: int, chunk_tokens: int, vocab: int) -> int:
     """Return how many rows of logits exist at once: `chunk_tokens`, or when 0 a share of all rows.
 
-    The share is 3.5 %, but at least 64 rows and at least 4 MiB of float32, below which calls cost more than sums.
+    The share is 3.5 % in steps of 32, but at least 64 rows and 4 MiB of float32: below, calls cost more than sums.
     """
-    return chunk_tokens or max(_MIN_ROWS, int(num_rows * _CHUNK_SHARE), _MIN_BYTES // (4 * vocab))
+    share = int(num_rows * _CHUNK_SHARE) // _ROW_STEP * _ROW_STEP
+    return chunk_tokens or max(_MIN_ROWS, share, _MIN_BYTES // (4 * vocab))
 
 
 def chunks(num_rows: int, chunk: int) -> list[slice]:
@@ -98,9 +103,20 @@ def _casts(weight_VH: Tensor, wide: torch.dtype) -> list[slice]:
     return chunks(len(weight_VH), max(256, _CAST_ELEMENTS // weight_VH.shape[1]))
 
 
+def _is_flipped(rows: Tensor, weight_VH: Tensor, wide: torch.dtype) -> bool:
+    """Tell whether a product of few rows with the head is faster the other way round."""
+    return rows.device.type == "cpu" and len(rows) <= _FEW_ROWS and rows.dtype == weight_VH.dtype == wide
+
+
 def project_(out_CV: Tensor, hidden_CH: Tensor, weight_VH: Tensor) -> Tensor:
     """Fill `out_CV` with hidden @ weight.T in its own, wide dtype and return it."""
     pieces = _casts(weight_VH, out_CV.dtype)
+    if _is_flipped(hidden_CH, weight_VH, out_CV.dtype):
+        buffer_VC = out_CV.new_empty(min(_FLIP_IDS, len(weight_VH)), len(hidden_CH))
+        for piece in chunks(len(weight_VH), _FLIP_IDS):
+            flipped_VC = buffer_VC[: piece.stop - piece.start]
+            out_CV[:, piece] = torch.mm(weight_VH[piece], hidden_CH.T, out=flipped_VC).T
+        return out_CV
     hidden_CH = hidden_CH if len(pieces) == 1 else hidden_CH.to(out_CV.dtype)
     for piece in pieces:
         multiply_(out_CV[:, piece], hidden_CH, weight_VH[piece].T)
@@ -143,7 +159,9 @@ class HeadGradients:
         hidden_CH = self._hidden_TH[rows]
         wide = wide_dtype(self._weight_VH)
         pieces = _casts(self._weight_VH, wide)
-        if self._hidden_grad_TH is not None:
+        if self._hidden_grad_TH is not None and _is_flipped(hidden_CH, self._weight_VH, grad_CV.dtype):
+            self._hidden_grad_TH[rows] = (self._weight_VH.T @ grad_CV.T).T
+        elif self._hidden_grad_TH is not None:
             direct = self._hidden_grad_TH.dtype == wide
             hidden_grad_CH = self._hidden_grad_TH[rows] if direct else hidden_CH.new_empty(hidden_CH.shape, dtype=wide)
             for piece in pieces:

@@ -139,7 +139,7 @@ def _for_a_moment(config: RunConfig, shape: Shape) -> Iterator[Part]:
 
 def chunk_rows(tokens: int, vocab: int) -> int:
     """Return the rows of logits that exist at once, as `algorithms.lm_head.chunk_rows` chooses them."""
-    return max(64, int(tokens * 0.035), 4 * 2**20 // (4 * vocab))
+    return max(64, int(tokens * 0.035) // 32 * 32, 4 * 2**20 // (4 * vocab))
 
 
 def activation_bytes(config: RunConfig, shape: Shape) -> int:
