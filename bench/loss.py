@@ -35,7 +35,7 @@ from torch import Tensor
 
 from bench.common import emit, parser
 from fd_async.algorithms.distillation import TeacherTargets, student_cross_entropy, teacher_top_k
-from fd_async.algorithms.lm_head import Head
+from fd_async.algorithms.lm_head import Head, chunk_rows
 
 TOP_K = 25
 GOAL_TOKENS = 8192
@@ -249,16 +249,22 @@ def row_of(vocab: int, tokens: int, ways: Sequence[str], hidden: int, repeats: i
 
 
 def slopes(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Fit a line through each vocabulary's two longest rows."""
+    """Per vocabulary: what a token adds beside the chunk, from the two longest rows, and the share at the goal."""
     found = []
     for vocab in sorted({row["vocab"] for row in rows}):
         points = sorted((row["tokens"], row["peak_extra_bytes"]) for row in rows if row["vocab"] == vocab)[-2:]
         if len(points) == 2:
-            (few, small), (many, large) = points
+            (few, small), (many, large) = ((tokens, size - chunk_bytes(tokens, vocab)) for tokens, size in points)
             per_token = (large - small) / (many - few)
-            at_goal = (large + per_token * (GOAL_TOKENS - many)) / (4 * vocab * GOAL_TOKENS)
-            found.append({"vocab": vocab, "extra_bytes_per_token": per_token, "extrapolated_share_at_8192": at_goal})
+            at_goal = large + per_token * (GOAL_TOKENS - many) + chunk_bytes(GOAL_TOKENS, vocab)
+            share = at_goal / (4 * vocab * GOAL_TOKENS)
+            found.append({"vocab": vocab, "bytes_per_token_beside_chunk": per_token, "computed_share_at_8192": share})
     return found
+
+
+def chunk_bytes(tokens: int, vocab: int) -> int:
+    """Return the size of the buffer of logits."""
+    return 4 * vocab * chunk_rows(tokens, 0, vocab)
 
 
 def main() -> None:
