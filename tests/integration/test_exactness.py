@@ -88,7 +88,7 @@ def assert_equal(algorithm: str, name: str, result: tuple[np.ndarray, list[float
     """Weights agree to 1e-6 of their norm, losses to 1e-5."""
     expected, losses = baseline(algorithm)
     assert np.linalg.norm(result[0] - expected) <= 1e-6 * np.linalg.norm(expected), name
-    assert result[1] == pytest.approx(losses, rel=1e-5), name
+    assert result[1] == pytest.approx(losses, rel=1e-5, abs=1e-6), name
 
 
 @pytest.mark.parametrize("algorithm", ["fd", "grpo"])

@@ -132,8 +132,8 @@ async def train_until_killed(learner: Learner, root: Path) -> None:
             await learner.step(tiny_samples(4, seed=step), step=step)
         await checkpoints.settle()
         async with anyio.create_task_group() as group:
-            group.start_soon(partial(learner.step, tiny_samples(400), step=6))
-            await anyio.sleep(0.2)
+            group.start_soon(partial(learner.step, tiny_samples(8000), step=6))  # takes seconds
+            await anyio.sleep(0.5)
             for pid in learner.pids:
                 os.kill(pid, signal.SIGKILL)
 
