@@ -34,8 +34,9 @@ import torch
 from torch import Tensor
 
 from bench.common import emit, parser
+from fd_async.algorithms.chunking import chunk_rows
 from fd_async.algorithms.distillation import TeacherTargets, student_cross_entropy, teacher_top_k
-from fd_async.algorithms.lm_head import Head, chunk_rows
+from fd_async.algorithms.lm_head import Head
 
 TOP_K = 25
 GOAL_TOKENS = 8192

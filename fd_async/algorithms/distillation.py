@@ -49,6 +49,8 @@ class StudentLoss(NamedTuple):
     """Importance of every row; 1 without importance weights."""
     capped_T: Tensor
     """1 where the cap held the importance down."""
+    cross_entropy_T: Tensor
+    """- sum_S p log q, whatever the variant; plus `TeacherTargets.negative_entropy_T` it estimates the KL."""
 
 
 class _Support(NamedTuple):
@@ -128,7 +130,7 @@ class _CrossEntropy(torch.autograd.Function):
         needs_grad: tuple[bool, bool],
     ) -> tuple[Tensor, ...]:
         running = RunningWeights(weights, len(sampled_ids_T))
-        columns_8T = hidden_TH.new_zeros(8, len(sampled_ids_T), dtype=torch.float64)
+        columns_9T = hidden_TH.new_zeros(9, len(sampled_ids_T), dtype=torch.float64)
         gradients = None
         if any(needs_grad):
             gradients = HeadGradients(hidden_TH, weight_VH, needs_hidden=needs_grad[0], needs_weight=needs_grad[1])
@@ -140,8 +142,9 @@ class _CrossEntropy(torch.autograd.Function):
             student, diagnostics = _read(head, products_CV, products_CK, support, sampled_C, temperature)
             chunk_weights = running.take(rows, diagnostics[2])
             loss_C = _losses(loss, support, student)
-            columns_8T[:, rows] = torch.stack(
-                [loss_C * chunk_weights.weight_C, loss_C, *diagnostics, *chunk_weights[1:]]
+            plain_C = loss_C if loss == "truncated" else _losses("truncated", support, student)
+            columns_9T[:, rows] = torch.stack(
+                [loss_C * chunk_weights.weight_C, loss_C, *diagnostics, *chunk_weights[1:], plain_C]
             )
             if gradients is not None:
                 inside_CK, outside_C1 = _logit_gradients(loss, support, student)
@@ -149,9 +152,9 @@ class _CrossEntropy(torch.autograd.Function):
                 grad_CV = _overwrite(products_CV, head, support, student, inside_CK * weight_C1, outside_C1 * weight_C1)
                 gradients.add(rows, grad_CV)
         ctx.gradients = gradients
-        columns = columns_8T.to(wide_dtype(weight_VH))
+        columns = columns_9T.to(wide_dtype(weight_VH))
         ctx.mark_non_differentiable(*(diagnostics := columns[1:].unbind()))
-        return (columns_8T[0].sum().to(columns.dtype), *diagnostics)
+        return (columns_9T[0].sum().to(columns.dtype), *diagnostics)
 
     @staticmethod
     @once_differentiable

@@ -16,11 +16,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fd_async.algorithms import rowwise
+from fd_async.algorithms.chunking import chunk_rows, chunks
 
-_CHUNK_SHARE = 0.035
-_MIN_ROWS = 64
-_MIN_BYTES = 4 * 2**20
-_ROW_STEP = 32
 _FEW_ROWS = 128
 """Up to here a CPU multiplies faster with the head on the left, and best with rows in steps of 32: 1.3 times."""
 _FLIP_IDS = 4096
@@ -67,20 +64,6 @@ class TokenLogprobs(NamedTuple):
 def wide_dtype(tensor: Tensor) -> torch.dtype:
     """Return the dtype of arithmetic on such a tensor: float32, or its own where that is wider."""
     return torch.promote_types(tensor.dtype, torch.float32)
-
-
-def chunk_rows(num_rows: int, chunk_tokens: int, vocab: int) -> int:
-    """Return how many rows of logits exist at once: `chunk_tokens`, or when 0 a share of all rows.
-
-    The share is 3.5 % in steps of 32, but at least 64 rows and 4 MiB of float32: below, calls cost more than sums.
-    """
-    share = int(num_rows * _CHUNK_SHARE) // _ROW_STEP * _ROW_STEP
-    return chunk_tokens or max(_MIN_ROWS, share, _MIN_BYTES // (4 * vocab))
-
-
-def chunks(num_rows: int, chunk: int) -> list[slice]:
-    """Cut [0, num_rows) into slices of at most `chunk` rows."""
-    return [slice(start, min(start + chunk, num_rows)) for start in range(0, num_rows, chunk)]
 
 
 def multiply_(out: Tensor, left: Tensor, right: Tensor, *, add: bool = False) -> None:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from fd_async.algorithms import rowwise
-from fd_async.algorithms.lm_head import Head, chunk_rows, chunks, project_, wide_dtype
+from fd_async.algorithms.chunking import chunk_rows, chunks
+from fd_async.algorithms.lm_head import Head, project_, wide_dtype
 from fd_async.algorithms.rowwise import Part, join, part_of
 
 _TILE_ROWS = 2048

@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fd_async.algorithms.distillation import Loss, StudentLoss, student_cross_entropy
+from fd_async.algorithms.distillation import StudentLoss, student_cross_entropy
 from fd_async.algorithms.importance import Importance, RowWeights, effective_share, sequence_weights
 from fd_async.algorithms.lm_head import Head
 from fd_async.algorithms.targets import TeacherTargets, teacher_top_k, top_k_overlap
@@ -157,14 +157,14 @@ class FeedbackDistillation:
         return TeacherTargets(*(torch.cat(columns) for columns in zip(*found, strict=True)))
 
     def _following(
-        self, rows: Rows, targets: TeacherTargets, weights: RowWeights | None, loss: Loss | None = None
+        self, rows: Rows, targets: TeacherTargets, weights: RowWeights | None
     ) -> Callable[[Tensor, Head], StudentLoss]:
         return lambda hidden_TH, head: student_cross_entropy(
             hidden_TH,
             head,
             rows.sampled_ids_T,
             targets,
-            loss=loss or self._algorithm.loss,
+            loss=self._algorithm.loss,
             chunk_tokens=self._chunk_tokens,
             temperature=self._temperature,
             weights=weights,
@@ -180,18 +180,6 @@ class FeedbackDistillation:
             behaviour_T=batch.behaviour_T(),
             lengths=batch.num_sampled,
         )
-
-    def _cross_entropy_T(self, loss: StudentLoss, targets: TeacherTargets) -> Tensor:
-        """Return - sum_S p log q of every row, whatever the variant of the loss; for the KL estimate."""
-        match self._algorithm.loss:
-            case "renormalised":
-                return loss.loss_T * targets.mass_T
-            case "both_renormalised":
-                return (loss.loss_T - loss.mass_T.log()) * targets.mass_T
-            case "tail_bucket":
-                tail_T = torch.log1p(-loss.mass_T.clamp(max=1 - 1e-7))
-                return loss.loss_T + targets.log_tail_T.exp() * tail_T
-        return loss.loss_T
 
     def _learn_batch(self, engine: TrainingEngine, batch: MicroBatch, context: StepContext) -> StudentLoss:
         """Take the gradient of one micro-batch."""
@@ -214,15 +202,15 @@ class FeedbackDistillation:
         """Sum p (log p with feedback - log p without) over the teacher's top K. The module wears the teacher."""
         targets = self._targets_of(batch)
         rows = batch.student()
-        without = engine(rows, self._following(rows, targets, None, "truncated"))
-        totals.add("gain", targets.negative_entropy_T + without.loss_T)
+        without = engine(rows, self._following(rows, targets, None))
+        totals.add("gain", targets.negative_entropy_T + without.cross_entropy_T)
         totals.add("gain_tokens", len(targets.mass_T))
 
     def _measure(self, batch: MicroBatch, loss: StudentLoss, context: StepContext) -> None:
         targets, add = self._targets_of(batch), context.totals.add
         add("loss", loss.loss)
         add("tokens", len(targets.mass_T))
-        add("cross_entropy", self._cross_entropy_T(loss, targets))
+        add("cross_entropy", loss.cross_entropy_T)
         add("student_entropy", loss.entropy_T)
         add("student_mass", loss.mass_T)
         add("teacher_mass", targets.mass_T)

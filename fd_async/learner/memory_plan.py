@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
+from fd_async.algorithms.chunking import chunk_rows
 from fd_async.config.schema import RunConfig
 from fd_async.learner.model_shape import Shape
 
@@ -125,7 +126,7 @@ def _for_a_moment(config: RunConfig, shape: Shape) -> Iterator[Part]:
     share, work = -(-shape.num_params // config.learner.ranks), "forward and backward"
     bucket = min(shape.num_params, _BUCKET)
     yield Part("activations", activation_bytes(config, shape), moment=work)
-    rows = config.learner.lm_head_chunk_tokens or chunk_rows(tokens, shape.vocab)
+    rows = chunk_rows(tokens, config.learner.lm_head_chunk_tokens, shape.vocab)
     yield Part("logits of a chunk", 5 * min(rows, tokens) * shape.vocab, moment=work)
     yield Part("lm_head gradient", (4 * shape.vocab + width * tokens) * shape.hidden, moment=work)
     if stage:
@@ -135,11 +136,6 @@ def _for_a_moment(config: RunConfig, shape: Shape) -> Iterator[Part]:
         yield Part("gathered weights", width * min(shape.num_params, live), moment=work)
     off = config.learner.offload != "none" and stage > 0 and bool(config.learner.gpus)
     yield Part("update", (0 if off else 4 * share) if stage else 0, moment="update")
-
-
-def chunk_rows(tokens: int, vocab: int) -> int:
-    """Return the rows of logits that exist at once, as `algorithms.lm_head.chunk_rows` chooses them."""
-    return max(64, int(tokens * 0.035) // 32 * 32, 4 * 2**20 // (4 * vocab))
 
 
 def activation_bytes(config: RunConfig, shape: Shape) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fd_async.algorithms.lm_head import Head, chunk_rows, logits_of, round_in_place, token_logprobs
+from fd_async.algorithms.chunking import chunk_rows
+from fd_async.algorithms.lm_head import Head, logits_of, round_in_place, token_logprobs
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])

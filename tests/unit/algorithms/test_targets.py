@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fd_async.algorithms import lm_head
+from fd_async.algorithms import chunking
 from fd_async.algorithms import targets as targets_module
 from fd_async.algorithms.distillation import student_cross_entropy, teacher_top_k, top_k_overlap
 from fd_async.algorithms.lm_head import Head, token_logprobs
@@ -79,7 +79,7 @@ class Largest(TorchDispatchMode):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_no_tensor_of_the_size_of_all_logits_is_made(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
     """Forward and backward of teacher, loss and log-probs make nothing above 4 % of one float32 [T, V]."""
-    monkeypatch.setattr(lm_head, "_MIN_BYTES", 0)
+    monkeypatch.setattr(chunking, "_MIN_BYTES", 0)
     tokens, vocab = 2048, 4096
     generator = torch.Generator().manual_seed(0)
     weight_VH = torch.randn(vocab, HIDDEN, generator=generator).to(dtype).requires_grad_()

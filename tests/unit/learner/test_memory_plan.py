@@ -14,11 +14,10 @@ from msgspec.structs import replace
 from transformers import Qwen3_5TextConfig, Qwen3Config, Qwen3ForCausalLM
 from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5ForCausalLM
 
-from fd_async.algorithms import lm_head
 from fd_async.config.schema import Algorithm, Checkpoint, RunConfig
 from fd_async.errors import PreflightError
 from fd_async.learner import measuring
-from fd_async.learner.memory_plan import GIB, activation_bytes, advice, changes, chunk_rows, plan_of, refusal, table
+from fd_async.learner.memory_plan import GIB, activation_bytes, advice, changes, plan_of, refusal, table
 from fd_async.learner.model_shape import Shape, read_shape, shape_of_config
 from tests.fakes.tiny_policy import tiny_config, tiny_policy
 from tests.fakes.tiny_qwen35 import tiny_qwen35
@@ -195,12 +194,6 @@ def test_checkpointing_keeps_a_layers_input_only() -> None:
     inputs = with_it.learner.micro_batch_tokens * 36 * 4096 * 2
     assert activation_bytes(with_it, shape_8b()) > inputs
     assert saved > 0.85 * activation_bytes(without, shape_8b())
-
-
-@given(st.integers(1, 200_000), st.sampled_from([64, 50_000, 151_936, 248_320]))
-def test_chunks_are_those_of_the_loss(tokens: int, vocab: int) -> None:
-    """The plan has its own copy of the rule, since the loss needs torch."""
-    assert chunk_rows(tokens, vocab) == lm_head.chunk_rows(tokens, 0, vocab)
 
 
 def test_the_table_adds_up() -> None:
