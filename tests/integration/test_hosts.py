@@ -17,6 +17,7 @@ from fd_async.errors import LearnerRankDied
 from fd_async.learner import entry
 from fd_async.learner.client import Learner, start_learner
 from tests.fakes import rank_process, remote_shell
+from tests.fakes.processes import all_gone
 from tests.fakes.tiny_policy import VOCAB, tiny_config, tiny_policy, tiny_samples
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -26,20 +27,6 @@ def config_of(tmp_path: Path, hostfile: str, path: str = "tiny", **learner: Any)
     (tmp_path / "hostfile").write_text(hostfile)
     keys = {"ranks": 2, "hostfile": str(tmp_path / "hostfile"), "start_timeout_s": 300.0, "step_timeout_s": 120.0}
     return tiny_config(path, learner=keys | learner)
-
-
-async def all_gone(pids: list[int]) -> None:
-    """Wait until none of the processes runs; a kill takes effect a moment after it is sent."""
-    with anyio.fail_after(30):
-        while not all(map(_is_gone, pids)):  # noqa: ASYNC110  # no event tells of other processes' ends
-            await anyio.sleep(0.02)
-
-
-def _is_gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
 
 
 async def kill_in_a_step(learner: Learner, samples: list[Any]) -> None:

@@ -24,6 +24,7 @@ from fd_async.learner.client import Learner, start_learner
 from fd_async.learner.hosts import Host
 from fd_async.learner.link import Hello, Step, encode
 from tests.fakes import rank_process
+from tests.fakes.processes import all_gone
 from tests.fakes.tiny_policy import tiny_config, tiny_samples
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(120)]
@@ -59,20 +60,6 @@ async def step(learner: Learner, *names: str) -> None:
     sizes = [replace(sample, completion_ids=[1] * 8, sampled_mask=[True] * 8, logprobs=[0.0] * 8) for sample in samples]
     ordered = [replace(s, prompt_ids=[1] * (9 - i), teacher_prompt_ids=[1] * 9) for i, s in enumerate(sizes)]
     await learner.step(ordered, step=1)
-
-
-async def all_gone(pids: list[int]) -> None:
-    """Wait until none of the processes runs; a kill takes effect a moment after it is sent."""
-    with anyio.fail_after(30):
-        while not all(map(_is_gone, pids)):  # noqa: ASYNC110  # no event tells of other processes' ends
-            await anyio.sleep(0.02)
-
-
-def _is_gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
 
 
 async def test_ranks_here_answer_and_leave(tmp_path: Path) -> None:
