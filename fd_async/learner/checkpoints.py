@@ -35,9 +35,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 class LearnerState(msgspec.Struct, frozen=True, kw_only=True):
     """`learner.json`: what a resume must match, and what is no tensor."""
 
-    step: int
     num_updates: int
-    """Optimizer updates; fewer than `step` where a step was refused."""
+    """Optimizer updates; fewer than the manifest's steps where one was refused."""
     num_shards: int
     """Files of fragments: one per rank, or one alone where every rank holds everything (ZeRO 0)."""
     ranks: int

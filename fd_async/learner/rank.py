@@ -73,7 +73,6 @@ class Rank:
         self._objective = self._make_objective()
         self._trainer = Trainer(config, self._engine, self._objective, world_size)
         self._state = LearnerState(
-            step=0,
             num_updates=0,
             num_shards=0,
             ranks=world_size,
@@ -90,15 +89,13 @@ class Rank:
     def step(self, request: Step) -> StepReport:
         """Take one gradient step."""
         self._sending.forget()
-        report = self._trainer.step(
+        return self._trainer.step(
             request.samples,
             step=request.step,
             score_ids=request.score_ids,
             gain_ids=request.gain_ids,
             anchor_ids=request.anchor_ids,
         )
-        self._state = msgspec.structs.replace(self._state, step=request.step)
-        return report
 
     def stage(self, request: Stage) -> StagedWeights | None:
         """Write the weights aside, or announce them where they travel without a file."""

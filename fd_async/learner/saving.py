@@ -66,7 +66,7 @@ def take(engine: Engine, teacher: Shadow | None, state: LearnerState, *, rank: i
     """Copy everything that this rank writes. Collective under ZeRO 3.
 
     Args:
-        state: of the step that is saved; what the engine knows is filled in here.
+        state: counters of the objective and what a resume must match; what the engine knows is filled in here.
         bucket_bytes: whole parameters that exist at once beside their copies.
     """
     state = msgspec.structs.replace(
