@@ -198,10 +198,9 @@ class WorkerExtension:
             self.fd_preparation = None
 
 
-def _free_bytes() -> int:
+def _free_bytes(group: Path = Path("/sys/fs/cgroup")) -> int:
     """Return the memory that may be taken: the machine's, or less where a container has a limit (cgroup v2)."""
     free = psutil.virtual_memory().available
-    group = Path("/sys/fs/cgroup")
     limit = group / "memory.max"
     if not limit.exists() or limit.read_text().strip() == "max":
         return free
