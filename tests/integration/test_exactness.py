@@ -85,10 +85,11 @@ def baseline(algorithm: str) -> tuple[np.ndarray, list[float]]:
 
 
 def assert_equal(algorithm: str, name: str, result: tuple[np.ndarray, list[float]]) -> None:
-    """Weights agree to 1e-6 of their norm, losses to 1e-5."""
+    """Weights agree to 1e-6 of their norm, losses to 1e-5, GRPO's to 1e-6 of their terms."""
     expected, losses = baseline(algorithm)
     assert np.linalg.norm(result[0] - expected) <= 1e-6 * np.linalg.norm(expected), name
-    assert result[1] == pytest.approx(losses, rel=1e-5, abs=1e-6), name
+    # The terms of GRPO's loss are of the order of 1 and cancel: its error is that of the terms.
+    assert result[1] == pytest.approx(losses, rel=1e-5, abs=1e-6 if algorithm == "grpo" else 0.0), name
 
 
 @pytest.mark.parametrize("algorithm", ["fd", "grpo"])
