@@ -41,7 +41,7 @@ from fd_async.pipeline.checkpoints import forget_after
 from fd_async.pipeline.controller import Controller
 from fd_async.pipeline.state import Parts, RunState
 from fd_async.policy.engine import Engine
-from fd_async.policy.local import open_engine
+from fd_async.policy.opening import open_policy
 from fd_async.rendering import Renderer
 from fd_async.rollouts import RolloutRunner
 from fd_async.telemetry.logs import setup_logging
@@ -191,15 +191,7 @@ async def _open_parts(
 @asynccontextmanager
 async def serve(config: RunConfig, renderer: Renderer, log_dir: Path, *, frozen: bool = False) -> AsyncIterator[Engine]:
     """Open vLLM as `[policy]` says."""
-    async with open_engine(
-        config.model.path,
-        config.policy,
-        dtype=config.model.dtype,
-        seed=config.run.seed,
-        stop_token_ids=renderer.stop_token_ids,
-        log_dir=log_dir,
-        frozen=frozen,
-    ) as engine:
+    async with open_policy(config, stop_token_ids=renderer.stop_token_ids, log_dir=log_dir, frozen=frozen) as engine:
         yield engine
 
 

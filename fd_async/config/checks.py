@@ -170,8 +170,15 @@ def _evaluation(config: RunConfig) -> Found:
 
 
 def _engine(config: RunConfig) -> Found:
-    if config.policy.engine == "servers":
-        yield ("policy.engine",), 'is not there yet; take "local"'
+    policy = config.policy
+    if policy.engine == "servers" and not policy.servers:
+        yield ("policy.servers", "policy.engine"), 'must list at least one address where policy.engine = "servers"'
+    if policy.servers and policy.engine != "servers":
+        yield ("policy.servers", "policy.engine"), 'is read only where policy.engine = "servers"'
+    if len(set(policy.servers)) < len(policy.servers):
+        yield ("policy.servers",), "lists an address twice"
+    if any(not re.match(r"https?://[^/\s]+", url) for url in policy.servers):
+        yield ("policy.servers",), "every address must start with http:// or https:// and a host"
 
 
 def _times(config: RunConfig) -> Found:

@@ -117,6 +117,13 @@ class Learner(Table, frozen=True):
     cpu_threads: Annotated[int, _d("Torch threads per rank on CPU; 0 leaves it to torch.", ge=0)] = 0
     start_timeout_s: Annotated[float, _d("Start-up deadline, seconds.", gt=0)] = 900.0
     step_timeout_s: Annotated[float, _d("Deadline of one gradient step, seconds.", gt=0)] = 1500.0
+    max_restarts: Annotated[
+        int,
+        _d(
+            "Restarts from the newest checkpoint after a rank died, without a newer one between; the next ends it.",
+            ge=0,
+        ),
+    ] = 2
     score_tokens: Annotated[
         int, _d("Attempts per step whose log p_teacher - log p_student is kept for the report.", ge=0)
     ] = 4
@@ -128,6 +135,16 @@ class Admission(Table, frozen=True):
     max_staleness: Annotated[
         int, _d("Weight versions between sampling and training; capacity = (S + v + 1) * B - outstanding.", ge=0)
     ] = 2
+    max_kv_usage: Annotated[
+        float, _d("Attempts wait to start above this share of the engine's KV cache; 1: never.", gt=0, le=1)
+    ] = 0.9
+    max_checks_waiting: Annotated[
+        float, _d("Attempts wait to start above this many waiting checks per verifier worker; 0: never.", ge=0)
+    ] = 4.0
+    max_feedback_wait_s: Annotated[
+        float,
+        _d("Attempts wait to start while feedback already queued takes longer than this at its pace; 0: never.", ge=0),
+    ] = 900.0
 
 
 class Checkpoint(Table, frozen=True):

@@ -68,9 +68,20 @@ class Data(Table, frozen=True):
 class Policy(Table, frozen=True):
     """Inference with vLLM."""
 
-    engine: Annotated[Literal["local", "servers"], _d("`local` runs vLLM in this job; `servers` is not there yet.")] = (
-        "local"
+    engine: Annotated[
+        Literal["local", "servers"],
+        _d("`local` runs vLLM in this job; `servers` uses those that `policy.servers` lists. Docs: docs/servers.md."),
+    ] = "local"
+    servers: Annotated[list[str], _d("Addresses of `vllm serve` processes, e.g. http://node1:8000 (`servers`).")] = (
+        field(default_factory=list)
     )
+    servers_key_env: Annotated[str, _d("Environment variable with the servers' API key; empty: none (`servers`).")] = ""
+    max_restarts: Annotated[
+        int, _d("Restarts of a dead engine without a successful push between them; the next death ends the run.", ge=0)
+    ] = 3
+    heartbeat_s: Annotated[
+        float, _d("An engine that does not answer for this long is taken for dead, seconds; 0: never.", ge=0)
+    ] = 120.0
     max_num_seqs: Annotated[int, _d("Sequences that vLLM batches at once.", gt=0)] = 256
     max_model_len: Annotated[int, _d("Longest prompt + response, tokens.", gt=0)] = 10240
     max_num_batched_tokens: Annotated[int, _d("Tokens per engine step; 0 leaves it to vLLM.", ge=0)] = 0
@@ -113,6 +124,10 @@ class RolloutTable(Table, frozen=True):
     temperature: Annotated[float, _d("Sampling temperature in training.", gt=0)] = 1.0
     top_p: Annotated[float, _d("Nucleus in training; 1 keeps log-probs exact.", gt=0, le=1)] = 1.0
     timeout_s: Annotated[float, _d("Deadline of a whole attempt, seconds.", gt=0)] = 3600.0
+    record_every_s: Annotated[
+        float,
+        _d("Tokens of attempts under way go to the ledger this often, seconds; 0: only at the end of a turn.", ge=0),
+    ] = 60.0
     tool_output_chars: Annotated[int, _d("Longest tool output the model sees, characters.", gt=0)] = 2400
     max_failed_fraction: Annotated[
         float,
@@ -206,12 +221,26 @@ class FeedbackTable(Table, frozen=True):
     requests_per_minute: Annotated[int, _d("Request limit; 0 sets none.", ge=0)] = 0
     input_tokens_per_minute: Annotated[int, _d("Input token limit; 0 sets none.", ge=0)] = 0
     output_tokens_per_minute: Annotated[int, _d("Output token limit; 0 sets none.", ge=0)] = 0
+    adapt_to_headers: Annotated[
+        bool, _d("Slow down by what the provider's rate-limit headers say is left; limits set here stay upper bounds.")
+    ] = True
+    outage: Annotated[
+        Literal["pause", "fallback", "end"],
+        _d("A provider that is down: wait and ask now and then, take `[fallback]` meanwhile, or end the run."),
+    ] = "pause"
+    outage_after: Annotated[int, _d("Calls without an answer, one after another, that make an outage.", gt=0)] = 8
+    outage_probe_s: Annotated[float, _d("Seconds between questions during an outage.", gt=0)] = 30.0
+    max_outage_s: Annotated[float, _d("An outage this long ends the run (`pause`), seconds.", gt=0)] = 3600.0
     max_usd: Annotated[float, _d("Spend that ends the run, US dollars; 0 sets none.", ge=0)] = 0.0
     usd_per_million_input_tokens: Annotated[float, _d("Price, US dollars.", ge=0)] = 0.0
     usd_per_million_output_tokens: Annotated[float, _d("Price, US dollars.", ge=0)] = 0.0
     max_feedback_tokens: Annotated[
         int, _d("Feedback longer than this is cut at a line or sentence before the teacher sees it, tokens.", gt=0)
     ] = 1024
+
+
+class Fallback(FeedbackTable, frozen=True):
+    """The provider asked during an outage of `[feedback]`; read where `feedback.outage = "fallback"`."""
 
 
 class Eval(Table, frozen=True):
@@ -234,6 +263,19 @@ class Telemetry(Table, frozen=True):
     ] = "auto"
     log_level: Annotated[Literal["debug", "info", "warning", "error"], _d("Level of the project's own log.")] = "info"
     status_every_s: Annotated[float, _d("Seconds between updates of status.json.", gt=0)] = 2.0
+    trace: Annotated[bool, _d("Write trace.json, which ui.perfetto.dev opens.")] = True
+    trace_max_mib: Annotated[int, _d("Size at which the trace begins anew, keeping one older part, MiB.", gt=0)] = 256
+    prometheus_port: Annotated[int, _d("Serve /metrics on this port; 0: do not.", ge=0, le=65535)] = 0
+    prometheus_host: Annotated[str, _d("Address that /metrics listens on.")] = "127.0.0.1"
+    sinks: Annotated[
+        list[Literal["tensorboard", "wandb", "trackio"]],
+        _d("Where metrics go too; the package must be installed. A sink that fails is left out, never the run."),
+    ] = field(default_factory=list)
+    project: Annotated[str, _d("Project that `wandb` and `trackio` file the run under.")] = "fd_async"
+    ledger_max_gib: Annotated[
+        float,
+        _d("Size of ledger.db from which trained attempts lose their token ids, oldest first, GiB; 0: never.", ge=0),
+    ] = 50.0
     report: Annotated[bool, _d("Write report.html at the end.")] = True
     report_attempts: Annotated[int, _d("Attempts shown in report.html.", gt=0)] = 300
 
@@ -248,6 +290,7 @@ class RunConfig(Table, frozen=True, kw_only=True):
     rollout: RolloutTable = RolloutTable()
     verifier: Verifier = Verifier()
     feedback: FeedbackTable = FeedbackTable()
+    fallback: Fallback = Fallback()
     algorithm: Algorithm = Algorithm()
     learner: Learner = Learner()
     admission: Admission = Admission()

@@ -37,6 +37,7 @@ CREATE INDEX IF NOT EXISTS feedback_hash ON feedback (prompt_hash);
 CREATE TABLE IF NOT EXISTS revocations (rollout_id TEXT PRIMARY KEY, before BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS spend (id INTEGER PRIMARY KEY, cause TEXT NOT NULL, usd REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS batches (step INTEGER PRIMARY KEY, rollout_ids BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS notes (seq INTEGER PRIMARY KEY, kind TEXT NOT NULL, subject TEXT NOT NULL, value INTEGER);
 CREATE TABLE IF NOT EXISTS scores (rollout_id TEXT PRIMARY KEY, step INTEGER NOT NULL, texts BLOB, deltas BLOB);
 """
 
@@ -174,6 +175,11 @@ class Ledger:
             )
 
         await self._write(write)
+
+    def note(self, kind: str, subject: str, value: int = 0) -> None:
+        """Record what happened in which order; on the disk with the next write, so a kill may lose the last ones."""
+        change = "INSERT INTO notes (kind, subject, value) VALUES (?,?,?)"
+        self._pending.append(_Pending(lambda db: _execute(db, change, (kind, subject, value))))
 
     async def feedback_by_hash(self, prompt_hash: str) -> Feedback | None:
         """Return text already bought for exactly this question, if any."""

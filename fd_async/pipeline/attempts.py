@@ -31,6 +31,7 @@ from fd_async.errors import (
     PreflightError,
     VerifierError,
 )
+from fd_async.pipeline.admission import Admission
 from fd_async.pipeline.state import Finished, Parts, RunState, drop_attempt
 from fd_async.types import Feedback, Rollout, Ticket
 
@@ -49,7 +50,7 @@ class AttemptLoops:
         self._fd = parts.config.algorithm.type == "fd"
         self._is_paid = parts.config.feedback.type in ("anthropic", "openai", "self")
         self._group_size = parts.config.rollout.samples_per_prompt
-        self._limiter = anyio.CapacityLimiter(parts.config.rollout.concurrency)
+        self._admission = Admission(parts.config)
         self._skip: set[int] = set()
         """Ordinals that the ledger already knows."""
         self._asking: WeakValueDictionary[str, anyio.Lock] = WeakValueDictionary()
@@ -140,7 +141,7 @@ class AttemptLoops:
     async def _attempt(self, ticket: Ticket, version: int) -> None:
         """Run one ticket to its terminal record or into the buffer."""
         state, parts = self._state, self._parts
-        async with self._limiter:
+        async with self._admission.attempt():
             try:
                 rollout = await parts.runner.run(
                     ticket,

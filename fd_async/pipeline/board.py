@@ -6,6 +6,8 @@ import time
 
 from msgspec import Struct
 
+from fd_async.telemetry.observers import Observers
+
 STAGES = {
     "generating": "vLLM",
     "tools": "the verifier",
@@ -34,7 +36,8 @@ class Wait(Struct, frozen=True):
 class Board:
     """Current stage of every item, and the time of the last progress (any move, any finished item)."""
 
-    def __init__(self) -> None:
+    def __init__(self, observers: Observers | None = None) -> None:
+        self._observers = observers or Observers()
         self._stages: dict[str, dict[str, float]] = {stage: {} for stage in STAGES}
         self._where: dict[str, str] = {}
         self.last_progress = time.monotonic()
@@ -48,6 +51,8 @@ class Board:
         if stage:
             self._where[item] = stage
             self._stages[stage][item] = now
+        if before != stage:
+            self._observers.moved(item, before, stage)
 
     def progress(self) -> None:
         """Note progress that is no move."""

@@ -162,6 +162,7 @@ class Controller:
         while True:
             snapshot = self._snapshot()
             self._parts.progress.update(snapshot)
+            self._parts.observers.snapshot(snapshot)
             if time.monotonic() - written >= every:
                 written = time.monotonic()
                 await self._status.write(snapshot)

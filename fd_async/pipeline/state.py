@@ -21,6 +21,7 @@ from fd_async.pipeline.buffer import RolloutBuffer
 from fd_async.policy.engine import Engine
 from fd_async.rendering import Renderer
 from fd_async.rollouts import RolloutRunner
+from fd_async.telemetry.observers import Observers
 from fd_async.telemetry.progress import Progress
 from fd_async.types import Feedback, Rollout, Statement
 from fd_async.verifier.verifier import Verifier
@@ -48,12 +49,13 @@ class Parts(Struct, frozen=True, kw_only=True):
     order: StatementOrder
     suites: Mapping[str, Sequence[Statement]]
     progress: Progress
+    observers: Observers = Observers()
 
 
 class RunState:
     """Mutable state of a run; touched only on the event loop."""
 
-    def __init__(self, config: RunConfig, step: int) -> None:
+    def __init__(self, config: RunConfig, step: int, observers: Observers | None = None) -> None:
         self.step = step
         self.phase = "starting"
         self.error = ""
@@ -64,7 +66,7 @@ class RunState:
         """Set when an alarm is to end the run after the step under way."""
         self.started = time.monotonic()
         self.stopping = anyio.Event()
-        self.board = Board()
+        self.board = Board(observers)
         self.buffer: RolloutBuffer[Finished] = RolloutBuffer(
             batch=config.learner.prompts_per_step,
             max_staleness=0 if config.run.mode == "sync" else config.admission.max_staleness,

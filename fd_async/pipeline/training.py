@@ -240,6 +240,7 @@ class TrainingLoop:
     async def _write_row(self, row: dict[str, float | int | None]) -> None:
         row["time/elapsed_s"] = time.monotonic() - self._started
         await self._metrics.append(row)
+        self._parts.observers.row(row)
         self._state.last_row = row
         self._state.board.progress()
         self._parts.progress.step(row)

@@ -28,17 +28,32 @@ class Engine(Protocol):
         top_p: float,
         request_id: str,
         seed: int | None = None,
+        salvage: Callable[[Completion], None] | None = None,
     ) -> Completion:
         """Sample one completion.
 
         It ends after a stop token, which stays in `token_ids`, or after `max_tokens`. Cancelling the call aborts the
         request in the engine.
 
+        Args:
+            prompt_ids: ids of everything before.
+            max_tokens: most new tokens.
+            temperature: of the sampling.
+            top_p: nucleus; 1 keeps log-probs exact.
+            request_id: unique among the requests under way.
+            seed: of the sampling.
+            salvage: called with what was sampled (`finish_reason` "abort") when the call is cancelled, so that whoever
+                continues the attempt need not sample it again.
+
         Raises:
             EngineDied: the engine's process is gone.
             PushFailed: a push left the weights in doubt while this request ran.
             EngineError: the request does not fit the engine, or `policy.generate_timeout_s` passed.
         """
+        ...
+
+    def partial(self, request_id: str) -> Completion | None:
+        """Return what a request under way has sampled so far; None where there is nothing or it is not known."""
         ...
 
     async def score(self, token_ids: list[int]) -> list[float]:

@@ -23,7 +23,7 @@ REFUSED = {
     "policy.push=nccl": "needs policy.gpus",
     "eval.k=[0]": "each >= 1",
     "eval.k=[1, 8]": "at least 8 attempts",
-    "policy.engine=servers": "not there yet",
+    "policy.engine=servers": "must list at least one address",
     'verifier.sandbox_read=["libraries"]': "absolute paths",
     "run.stall_warn_s=9999": "run.stall_abort_s",
     "run.name=a/b": "plain folder name",
