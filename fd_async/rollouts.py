@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -117,7 +116,7 @@ class RolloutRunner:
         """
         transcript, end = _Transcript(), _End()
         prompt_ids = await anyio.to_thread.run_sync(self._renderer.student_prompt, ticket.statement)
-        started = time.monotonic()
+        started = anyio.current_time()
         if len(prompt_ids) > self._config.max_prompt_tokens:
             limit = f"rollout.max_prompt_tokens = {self._config.max_prompt_tokens}"
             end.fail("prompt_too_long", f"the prompt has {len(prompt_ids)} tokens, {limit}")
@@ -149,7 +148,7 @@ class RolloutRunner:
             end_reason=end.reason,
             failure=end.failure,
             final_file=end.file,
-            seconds=time.monotonic() - started,
+            seconds=anyio.current_time() - started,
             generate_s=sum(turn.seconds for turn in transcript.turns if turn.role == "assistant"),
             tool_s=sum(turn.seconds for turn in transcript.turns if turn.role == "tool"),
         )
@@ -214,7 +213,7 @@ class RolloutRunner:
             if budget <= 0:
                 return "token_budget", None
             on_stage("generating")
-            started = time.monotonic()
+            started = anyio.current_time()
             completion = await self._engine.generate(
                 prompt_ids + transcript.ids,
                 max_tokens=budget,
@@ -225,7 +224,7 @@ class RolloutRunner:
             if completion.finish_reason == "abort":
                 raise EngineError(f"the engine gave up {ticket.id} in turn {turn}")
             text = await anyio.to_thread.run_sync(renderer.decode, completion.token_ids)
-            transcript.append_completion(completion, text, time.monotonic() - started)
+            transcript.append_completion(completion, text, anyio.current_time() - started)
             if completion.finish_reason == "length":
                 return "token_budget", None
             calls = renderer.parse_tool_calls(text)

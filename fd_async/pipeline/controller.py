@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import faulthandler
 import signal
-import time
 from typing import Any
 
 import anyio
 import anyio.to_thread
+import msgspec
 import structlog
 from anyio.abc import TaskStatus
 
@@ -139,7 +139,7 @@ class Controller:
             if generated != tokens:
                 tokens = generated
                 board.progress()
-            idle_s = time.monotonic() - board.last_progress
+            idle_s = anyio.current_time() - board.last_progress
             if idle_s < config.stall_warn_s:
                 warned = False
                 continue
@@ -163,8 +163,8 @@ class Controller:
             snapshot = self._snapshot()
             self._parts.progress.update(snapshot)
             self._parts.observers.snapshot(snapshot)
-            if time.monotonic() - written >= every:
-                written = time.monotonic()
+            if anyio.current_time() - written >= every:
+                written = anyio.current_time()
                 await self._status.write(snapshot)
             await anyio.sleep(0.25)
 
@@ -201,11 +201,8 @@ class Controller:
             "alarms": dict(state.alarms),
             "dropped": dict(state.num_dropped),
             "tokens": dict(state.tokens),
-            "waits": [
-                {"stage": w.stage, "count": w.count, "oldest": w.oldest, "seconds": w.seconds, "waits_for": w.waits_for}
-                for w in state.board.waits()
-            ],
-            "elapsed_s": round(time.monotonic() - state.started, 1),
+            "waits": [msgspec.structs.asdict(wait) for wait in state.board.waits()],
+            "elapsed_s": round(anyio.current_time() - state.started, 1),
         }
 
 
@@ -217,7 +214,7 @@ class _Rate:
         self._steps: list[tuple[float, int]] = []
 
     def update(self, tokens: float, step: int, max_steps: int) -> tuple[float, float | None]:
-        now = time.monotonic()
+        now = anyio.current_time()
         self._tokens = [pair for pair in self._tokens if now - pair[0] < 10.0] + [(now, tokens)]
         if not self._steps or self._steps[-1][1] != step:
             self._steps = [*self._steps[-20:], (now, step)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -64,7 +63,7 @@ class RunState:
         """Name -> text of the alarms that are raised now."""
         self.ended_by_alarm = ""
         """Set when an alarm is to end the run after the step under way."""
-        self.started = time.monotonic()
+        self.started = anyio.current_time()
         self.stopping = anyio.Event()
         self.board = Board(observers)
         self.buffer: RolloutBuffer[Finished] = RolloutBuffer(

@@ -10,7 +10,6 @@ While it steps, attempts go on under the old version; that is the overlap of `as
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -53,7 +52,7 @@ class TrainingLoop:
         self._metrics = metrics
         self._lag = lag
         self._probe_ids = probe_ids
-        self._started = time.monotonic()
+        self._started = anyio.current_time()
         self._evaluated: int | None = None
         """Step of the last full evaluation."""
         self.checkpoints = Checkpoints(
@@ -205,13 +204,14 @@ class TrainingLoop:
         """Evaluate the served weights on every suite; no push happens meanwhile. None when asked to stop."""
         state = self._state
         before, state.phase = state.phase, "evaluating"
-        started = time.monotonic()
-        row = await run_until_stopped(state.stopping, partial(self._evaluate_suites, full))
+        started = anyio.current_time()
+        with self._at("evaluation", "evaluating"):
+            row = await run_until_stopped(state.stopping, partial(self._evaluate_suites, full))
         state.phase = before
         if row is None:
             return None
         self._evaluated = state.step if full else self._evaluated
-        return row | {"time/eval_s": time.monotonic() - started}
+        return row | {"time/eval_s": anyio.current_time() - started}
 
     async def _evaluate_suites(self, full: bool) -> dict[str, float | int | None]:
         parts, state = self._parts, self._state
@@ -238,7 +238,7 @@ class TrainingLoop:
         return row
 
     async def _write_row(self, row: dict[str, float | int | None]) -> None:
-        row["time/elapsed_s"] = time.monotonic() - self._started
+        row["time/elapsed_s"] = anyio.current_time() - self._started
         await self._metrics.append(row)
         self._parts.observers.row(row)
         self._state.last_row = row
