@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
+
+import anyio
 
 from fd_async.pipeline.samples import BatchFacts
 from fd_async.pipeline.state import Finished, Parts, RunState
@@ -15,12 +16,12 @@ class StepClock:
     """Seconds of the phases of a step."""
 
     def __init__(self) -> None:
-        self._started = self._last = time.monotonic()
+        self._started = self._last = anyio.current_time()
         self.seconds: dict[str, float] = {}
 
     def mark(self, phase: str) -> None:
         """End a phase."""
-        now = time.monotonic()
+        now = anyio.current_time()
         self.seconds[phase] = now - self._last
         self._last = now
 
