@@ -9,16 +9,25 @@ The second rule makes the bound hard without dropping: at version v at most B gr
 not yet trained, so they fit the batch, and the learner waits for the slow ones instead of training past them.
 Example: B = 2, S = 1, v = 0 admits 4 groups; groups 1..3 finish, group 0 is slow: batch 0 may be (1, 2), but batch 1
 waits for group 0.
+
+Everything that changes does so between two turns of the event loop, and only those are woken whose wait is over: with
+10,000 attempts under way a change costs what it costs with ten. Each change is noted (`note`), in the order in which it
+took place; the notes of a run, given to another buffer, must lead to the same batches (`pipeline.replay`).
 """
 
 from __future__ import annotations
 
+import heapq
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 import anyio
 from msgspec import Struct
 
 Item = TypeVar("Item")
+Note = Callable[[str, str, int], None]
+"""Takes kind, subject and value of a change."""
 
 
 class Group(Struct, Generic[Item]):
@@ -35,8 +44,22 @@ class Group(Struct, Generic[Item]):
         return self.unresolved == 0
 
 
+class _Signal:
+    """Wakes all who wait at this moment."""
+
+    def __init__(self) -> None:
+        self._event = anyio.Event()
+
+    async def wait(self) -> None:
+        await self._event.wait()
+
+    def send(self) -> None:
+        self._event.set()
+        self._event = anyio.Event()
+
+
 class RolloutBuffer(Generic[Item]):
-    """Slots and finished groups. All methods run on the event loop; every change wakes the waiters.
+    """Slots and finished groups. All methods run on the event loop.
 
     Args:
         batch: groups per gradient step.
@@ -54,12 +77,18 @@ class RolloutBuffer(Generic[Item]):
         self._max_staleness = max_staleness
         self._group_size = group_size
         self.min_items = min_items
+        self.note: Note = lambda kind, subject, value: None
+        """Hears of every change; the training loop sets it to the ledger's."""
         self._version = version
         self._last_version = last_version
         self._admitted = version * batch
         self._groups: dict[int, Group[Item]] = {}
+        self._finished: list[tuple[int, int]] = []
+        """Heap of (admitted version, ordinal) of the finished groups."""
+        self._unfinished = Counter[int]()
+        """Admitted version -> unfinished groups; no zeros."""
         self._generating = 0
-        self._changed = anyio.Condition()
+        self._slot, self._batch_ready, self._published, self._all_generated = (_Signal() for _ in range(4))
 
     @property
     def version(self) -> int:
@@ -73,19 +102,26 @@ class RolloutBuffer(Generic[Item]):
 
     @property
     def num_finished(self) -> int:
-        return sum(group.is_finished for group in self._groups.values())
+        return len(self._finished)
 
     @property
     def num_outstanding(self) -> int:
         return len(self._groups)
 
+    @property
+    def is_cuttable(self) -> bool:
+        """Whether a batch is there and nothing older is due."""
+        oldest_allowed = self._version - self._max_staleness
+        return len(self._finished) >= self._batch and not any(v <= oldest_allowed for v in self._unfinished)
+
     async def admit(self, ordinal: int) -> int:
         """Wait for a free slot, take it, and return the version that the group starts under."""
-        async with self._changed:
-            while self.capacity <= 0:
-                await self._changed.wait()
-            self._generating += self._group_size
-            return self._add(ordinal, self._version, self._group_size)
+        while self.capacity <= 0:
+            await self._slot.wait()
+        self._generating += self._group_size
+        self._add(Group(ordinal=ordinal, admitted_version=self._version, unresolved=self._group_size, items=[]))
+        self.note("admitted", str(ordinal), self._version)
+        return self._version
 
     async def restore(
         self, ordinal: int, admitted_version: int, unresolved: int, items: list[Item], *, generating: int
@@ -105,30 +141,27 @@ class RolloutBuffer(Generic[Item]):
         Returns:
             The version under which those start, see `begin`.
         """
-        async with self._changed:
-            turn = self._admitted // self._batch - self._max_staleness  # where `capacity` becomes positive
-            version = turn if turn > self._version else min(admitted_version, self._version)
-            if version <= self._version:
-                self._generating += generating
-            self._add(ordinal, version, unresolved)
-            self._groups[ordinal].items.extend(items)
-            self._changed.notify_all()
-            return version
+        self.note("restored", f"{ordinal} {unresolved} {len(items)}", admitted_version)
+        turn = self._admitted // self._batch - self._max_staleness  # where `capacity` becomes positive
+        version = turn if turn > self._version else min(admitted_version, self._version)
+        if version <= self._version:
+            self._generating += generating
+        self._add(Group(ordinal=ordinal, admitted_version=version, unresolved=unresolved, items=list(items)))
+        return version
 
     async def begin(self, version: int) -> None:
         """Wait until a restored group may generate an attempt anew."""
-        async with self._changed:
-            if self._version >= version:
-                return  # counted by `restore`
-            while self._version < version:
-                await self._changed.wait()
-            self._generating += 1
+        if self._version >= version:
+            return  # counted by `restore`
+        while self._version < version:
+            await self._published.wait()
+        self._generating += 1
 
     async def ready(self, ordinal: int, item: Item) -> None:
         """Add a finished attempt to its group."""
-        async with self._changed:
-            self._groups[ordinal].items.append(item)
-            self._resolve(ordinal)
+        self.note("ready", str(ordinal), 0)
+        self._groups[ordinal].items.append(item)
+        self._resolve(ordinal)
 
     async def drop(self, ordinal: int) -> list[Item]:
         """Give up one attempt of a group.
@@ -137,23 +170,18 @@ class RolloutBuffer(Generic[Item]):
             The items of the group when this leaves it with fewer than `min_items`: the group is gone, its slot is free
             again, and the caller drops the items by name. Empty otherwise.
         """
-        async with self._changed:
-            return self._resolve(ordinal)
+        self.note("dropped", str(ordinal), 0)
+        return self._resolve(ordinal)
 
     async def cut(self) -> list[Group[Item]]:
         """Wait for a batch and take it, oldest first; the slots stay charged (the groups are trained)."""
-        async with self._changed:
-            while not self._is_cuttable():
-                await self._changed.wait()
-            finished = sorted(
-                (group for group in self._groups.values() if group.is_finished),
-                key=lambda group: (group.admitted_version, group.ordinal),
-            )[: self._batch]
-            for group in finished:
-                del self._groups[group.ordinal]
-            return finished
+        while not self.is_cuttable:
+            await self._batch_ready.wait()
+        ordinals = [heapq.heappop(self._finished)[1] for _ in range(self._batch)]
+        self.note("cut", " ".join(map(str, ordinals)), self._version)
+        return [self._groups.pop(ordinal) for ordinal in ordinals]
 
-    async def give_back(self, groups: list[Group[Item]]) -> list[Item]:
+    async def give_back(self, groups: Sequence[Group[Item]]) -> list[Item]:
         """Put groups of a cut back, some of whose items the caller has dropped.
 
         Returns:
@@ -161,51 +189,65 @@ class RolloutBuffer(Generic[Item]):
             again, and the caller drops the items by name.
         """
         orphans: list[Item] = []
-        async with self._changed:
-            for group in groups:
-                if len(group.items) >= self.min_items:
-                    self._groups[group.ordinal] = group
-                else:
-                    self._admitted -= 1
-                    orphans += group.items
-            self._changed.notify_all()
+        for group in groups:
+            self.note("given_back", str(group.ordinal), len(group.items))
+            if len(group.items) >= self.min_items:
+                self._groups[group.ordinal] = group
+                heapq.heappush(self._finished, (group.admitted_version, group.ordinal))
+            else:
+                self._admitted -= 1
+                orphans += group.items
+        self._wake()
         return orphans
 
     async def publish(self, version: int) -> None:
         """Announce new weights; frees one batch of slots."""
-        async with self._changed:
-            self._version = version
-            self._changed.notify_all()
+        self.note("published", "", version)
+        self._version = version
+        self._published.send()
+        self._wake()
 
     async def generated(self) -> None:
         """Note that one admitted attempt has ended its rollout."""
-        async with self._changed:
-            self._generating -= 1
-            self._changed.notify_all()
+        self._generating -= 1
+        self._wake()
 
     async def wait_all_generated(self) -> None:
         """Wait until every slot is taken and every rollout has ended (`sync` mode's barrier before feedback)."""
-        async with self._changed:
-            while self.capacity > 0 or self._generating > 0:
-                await self._changed.wait()
+        while self.capacity > 0 or self._generating > 0:
+            await self._all_generated.wait()
 
-    def _add(self, ordinal: int, version: int, unresolved: int) -> int:
-        self._groups[ordinal] = Group(ordinal=ordinal, admitted_version=version, unresolved=unresolved, items=[])
+    def _add(self, group: Group[Item]) -> None:
+        self._groups[group.ordinal] = group
         self._admitted += 1
-        return version
+        if group.is_finished:
+            heapq.heappush(self._finished, (group.admitted_version, group.ordinal))
+        else:
+            self._unfinished[group.admitted_version] += 1
+        self._wake()
 
     def _resolve(self, ordinal: int) -> list[Item]:
         group = self._groups[ordinal]
         group.unresolved -= 1
-        self._changed.notify_all()
-        if not group.is_finished:
-            return []
-        if len(group.items) >= self.min_items:
-            return []
-        del self._groups[ordinal]
-        self._admitted -= 1
-        return group.items
+        orphans: list[Item] = []
+        if group.is_finished:
+            self._unfinished.subtract([group.admitted_version])
+            if not self._unfinished[group.admitted_version]:
+                del self._unfinished[group.admitted_version]
+            if len(group.items) >= self.min_items:
+                heapq.heappush(self._finished, (group.admitted_version, ordinal))
+            else:
+                del self._groups[ordinal]
+                self._admitted -= 1
+                orphans = group.items
+        self._wake()
+        return orphans
 
-    def _is_cuttable(self) -> bool:
-        due = [g for g in self._groups.values() if g.admitted_version <= self._version - self._max_staleness]
-        return self.num_finished >= self._batch and all(group.is_finished for group in due)
+    def _wake(self) -> None:
+        """Wake those whose wait this change may have ended."""
+        if self.capacity > 0:
+            self._slot.send()
+        elif self._generating <= 0:
+            self._all_generated.send()
+        if self.is_cuttable:
+            self._batch_ready.send()

@@ -23,6 +23,7 @@ from fd_async.evaluation import evaluate_suite
 from fd_async.pipeline.buffer import Group
 from fd_async.pipeline.checkpoints import Checkpoints
 from fd_async.pipeline.guard import Guard
+from fd_async.pipeline.replay_marks import digest, fingerprint
 from fd_async.pipeline.samples import build_samples, decode_scores
 from fd_async.pipeline.state import Finished, Parts, RunState, drop_attempt
 from fd_async.pipeline.steps import StepClock, attempts_row, step_row
@@ -67,6 +68,8 @@ class TrainingLoop:
     async def start(self) -> None:
         """Serve exactly the learner's weights, then evaluate them."""
         state, config = self._state, self._parts.config
+        state.buffer.note = self._parts.ledger.note
+        self._parts.ledger.note("started", fingerprint(config), state.step)
         state.phase = "first push"
         with self._at("push", "pushing"):
             staged = await self._parts.learner.stage(state.step, self._probe_ids)
@@ -170,6 +173,7 @@ class TrainingLoop:
                 if not await comes_with_stop(error, state.stopping):
                     raise
                 return None
+        self._parts.ledger.note("weights", digest(staged), staged.version)
         await state.buffer.publish(staged.version)
         return report
 
