@@ -7,15 +7,10 @@ from the configuration; a rank that dies ends whatever waits and the `start_lear
 from __future__ import annotations
 
 import math
-import os
-import platform
-import re
-import secrets
-import shutil
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, nullcontext
+from contextlib import ExitStack, asynccontextmanager, contextmanager, nullcontext
 from pathlib import Path
 
 import anyio
@@ -43,6 +38,7 @@ from fd_async.learner.link import (
 from fd_async.learner.ranks import RankProcess, free_port
 from fd_async.learner.split import check_batch, evenly_spaced, split_by_tokens
 from fd_async.learner.starting import start_ranks
+from fd_async.scratch import scratch_folder
 from fd_async.types import StagedWeights, StepReport, TrainingSample
 
 _OTHERS_FOLLOW_S = 2.0
@@ -280,14 +276,14 @@ async def start_learner(config: RunConfig, *, run_dir: Path, resume_from: Path |
     init_from = _preflight(config, resume_from)
     logs = run_dir / "logs"
     await anyio.to_thread.run_sync(lambda: logs.mkdir(parents=True, exist_ok=True))
-    with tempfile.TemporaryDirectory(prefix="fd-") as private, _staging_folder(config) as staging:
+    with scratch_folder("learner") as private, _staging_folder(config) as staging:
         ranks: list[RankProcess] = []
         learner = Learner(config, ranks, staging)
         launcher = hosts.Launcher(logs / "learner-launcher.log")
         try:
             async with anyio.create_task_group() as group:
                 try:
-                    await start_ranks(config, ranks, launcher, Path(private), run_dir, group, learner.died)
+                    await start_ranks(config, ranks, launcher, private, run_dir, group, learner.died)
                     await learner.start(init_from, resume_from)
                     yield learner
                 finally:
@@ -325,35 +321,18 @@ def _preflight(config: RunConfig, resume_from: Path | None) -> Path | None:
 
 @contextmanager
 def _staging_folder(config: RunConfig) -> Iterator[Path]:
-    """Make a private folder for staged weights, and sweep those that dead controllers of this machine left behind."""
+    """Make a private folder for staged weights."""
     memory = Path("/dev/shm") if Path("/dev/shm").is_dir() else Path(tempfile.gettempdir())
     root = Path(config.policy.push_dir).absolute() if config.policy.push == "file" else memory
-    host = platform.node()
-    for old in root.glob("fd_async-*"):
-        # Names of hosts may begin alike, and a folder that ranks of several hosts see is swept by all of them.
-        match = re.fullmatch(rf"fd_async-{re.escape(host)}-(\d+)-[0-9a-f]+", old.name)
-        if match and not _is_alive(int(match[1])):
-            shutil.rmtree(old, ignore_errors=True)
-    folder = root / f"fd_async-{host}-{os.getpid()}-{secrets.token_hex(4)}"
-    try:
-        folder.mkdir(mode=0o700)
-    except OSError as error:
-        key = "policy.push_dir" if config.policy.push == "file" else "policy.push"
-        raise PreflightError(f"{key}: cannot make a folder for staged weights in {root}: {error.strerror}") from error
-    try:
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(scratch_folder("staging", root))
+        except OSError as error:
+            key = "policy.push_dir" if config.policy.push == "file" else "policy.push"
+            raise PreflightError(
+                f"{key}: cannot make a folder for staged weights in {root}: {error.strerror}"
+            ) from error
         yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _leaves(group: BaseExceptionGroup) -> Iterator[BaseException]:

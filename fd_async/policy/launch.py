@@ -6,10 +6,10 @@ import logging
 import multiprocessing
 import os
 import re
-import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from fd_async.config.schema import Policy
 from fd_async.errors import EngineError
 from fd_async.policy.child import do_without_torchvision, logging_config
 from fd_async.policy.environment import engine_environment, temporary_environment
+from fd_async.scratch import scratch_folder
 
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -30,25 +31,50 @@ if TYPE_CHECKING:
 
 _SHUTDOWN_S = 20.0
 """Time for vLLM's own shutdown; what is left then is killed."""
-_CORE_NAME = "EngineCore"
+_PROCESS_NAMES = ("EngineCore", "VLLM_DP")
+"""How vLLM calls the processes that it starts here: cores, and the coordinator of several engines."""
 _ERROR_LINE = re.compile(r"(\w+(?:Error|Exception): .*)")
+_MOST_LOG_BYTES = 64 << 20
 _starting = anyio.Lock()
 """One start at a time: the environment belongs to the whole process."""
 
 
 class RunningEngine:
-    """vLLM's front end, its counters and the processes behind it."""
+    """vLLM's front end, its counters and the processes behind it.
 
-    def __init__(self, llm: AsyncLLM, counters: Counters, processes: list[psutil.Process]) -> None:
+    Attributes:
+        processes: all of them, cores and coordinator with their descendants.
+        children: those of them that this process started; vLLM cannot do without any.
+        log: where all of them write, and its length before they did.
+    """
+
+    def __init__(
+        self, llm: AsyncLLM, counters: Counters, children: list[BaseProcess], log: tuple[Path, int]
+    ) -> None:
         self.llm = llm
         self.counters = counters
-        self.processes = processes
+        self.children = children
+        self.processes = _with_descendants(children)
+        self.log = log
+
+    def kill(self) -> None:
+        """Kill all processes, and end what waits for an answer of theirs: vLLM would leave it waiting for ever."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        if self.llm.output_handler is not None:
+            self.llm.output_handler.cancel()  # else it logs the end of the processes as a failure
+        core: Any = self.llm.engine_core
+        core.resources.engine_dead = True
+        for answer in list(core.utility_results.values()):
+            if not answer.done():
+                answer.set_exception(EngineDeadError())
+        _kill(self.processes, wait_s=0.0)
 
     async def close(self) -> None:
         """Shut vLLM down and kill what is still there; never cancelled, never longer than a few seconds more."""
         with anyio.CancelScope(shield=True):
             if self.llm.output_handler is not None:
-                self.llm.output_handler.cancel()  # else it logs the end of the processes as a failure
+                self.llm.output_handler.cancel()
             with anyio.move_on_after(_SHUTDOWN_S):
                 await anyio.to_thread.run_sync(self.llm.shutdown, abandon_on_cancel=True)
             await anyio.lowlevel.checkpoint()  # vLLM closes its sockets in a callback on this loop
@@ -67,10 +93,10 @@ async def running_engine(
     Raises:
         EngineError: vLLM did not start, or not within `policy.start_timeout_s`.
     """
-    with tempfile.TemporaryDirectory(prefix="fd_async_vllm_") as scratch:
-        log_file = (log_dir or Path(scratch)) / ("vllm_frozen.log" if frozen else "vllm.log")
+    with scratch_folder("vllm") as scratch:
+        log_file = (log_dir or scratch) / ("vllm_frozen.log" if frozen else "vllm.log")
         log_file.parent.mkdir(parents=True, exist_ok=True)
-        logging_file = Path(scratch) / "logging.json"
+        logging_file = scratch / "logging.json"
         logging_file.write_text(logging_config(log_file.resolve(), os.getpid()))
         environment = engine_environment(model_path, config, logging_file)
         arguments = engine_arguments(model_path, config, dtype=dtype, seed=seed, frozen=frozen)
@@ -124,6 +150,7 @@ def engine_arguments(model_path: str, config: Policy, *, dtype: str, seed: int, 
 def _build(arguments: dict[str, Any], environment: dict[str, str], log_file: Path) -> RunningEngine:
     """Import vLLM and start its processes. Blocking, many seconds."""
     before = {process.pid for process in multiprocessing.active_children()}
+    log_start = log_file.stat().st_size if log_file.exists() else 0
     logger = logging.getLogger("vllm")
     logger.propagate = False
     logger.addHandler(logging.NullHandler())  # vLLM warns while it is imported, before it sets its handlers
@@ -152,8 +179,8 @@ def _build(arguments: dict[str, Any], environment: dict[str, str], log_file: Pat
         try:
             llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments), stat_loggers=[recorder(counters)])
         except (RuntimeError, ValueError, OSError, AssertionError, TypeError) as error:
-            raise EngineError(f"vLLM did not start: {_cause(error, log_file)}") from error
-    return RunningEngine(llm, counters, _core_processes(before))
+            raise EngineError(f"vLLM did not start: {_cause(error, log_file, log_start)}") from error
+    return RunningEngine(llm, counters, _new_children(before), (log_file, log_start))
 
 
 async def _start(build: Callable[[], RunningEngine]) -> RunningEngine:
@@ -178,7 +205,7 @@ async def _start(build: Callable[[], RunningEngine]) -> RunningEngine:
         except anyio.get_cancelled_exc_class():
             with anyio.CancelScope(shield=True):
                 while not finished.is_set():
-                    _kill(_core_processes(before), wait_s=0.0)
+                    _kill(_with_descendants(_new_children(before)), wait_s=0.0)
                     with anyio.move_on_after(0.2):
                         await finished.wait()
                 for result in outcome:
@@ -199,15 +226,19 @@ def _do_nothing(timeout: float | None = None) -> None:
     """Stand in for a shutdown that has happened."""
 
 
-def _core_processes(before: set[int | None]) -> list[psutil.Process]:
-    """Return the engine cores that started since `before`, and all their descendants."""
+def _new_children(before: set[int | None]) -> list[BaseProcess]:
+    """Return vLLM's processes that this one started since `before`."""
+    children = multiprocessing.active_children()
+    return [child for child in children if child.pid not in before and child.name.startswith(_PROCESS_NAMES)]
+
+
+def _with_descendants(children: list[BaseProcess]) -> list[psutil.Process]:
+    """Return them and everything below them."""
     found: list[psutil.Process] = []
-    for child in multiprocessing.active_children():
-        if child.pid in before or not child.name.startswith(_CORE_NAME):
-            continue
+    for child in children:
         try:
-            core = psutil.Process(child.pid)
-            found += [core, *core.children(recursive=True)]
+            process = psutil.Process(child.pid)
+            found += [process, *process.children(recursive=True)]
         except psutil.NoSuchProcess:
             continue
     return found
@@ -225,10 +256,17 @@ def _kill(processes: list[psutil.Process], wait_s: float = 5.0) -> None:
         psutil.wait_procs(processes, timeout=wait_s)
 
 
-def _cause(error: BaseException, log_file: Path) -> str:
+def _cause(error: BaseException, log_file: Path, log_start: int) -> str:
     """Return the line that says why: the engine's processes log it, the front end says only that they failed."""
-    if "root cause" not in str(error):
-        return str(error)
-    lines = log_file.read_text(errors="replace").splitlines() if log_file.exists() else []
-    causes = [match[1] for line in lines if (match := _ERROR_LINE.search(line)) and "root cause" not in line]
-    return causes[0] if causes else str(error)
+    return str(error) if "root cause" not in str(error) else first_error(log_file, log_start) or str(error)
+
+
+def first_error(log_file: Path, log_start: int) -> str:
+    """Return the first error that vLLM's processes logged after the log had that length; empty if there is none."""
+    if not log_file.exists():
+        return ""
+    with log_file.open("rb") as log:
+        log.seek(log_start)
+        lines = log.read(_MOST_LOG_BYTES).decode(errors="replace").splitlines()
+    causes = (match[1] for line in lines if "root cause" not in line and (match := _ERROR_LINE.search(line)))
+    return next(causes, "")

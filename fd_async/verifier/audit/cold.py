@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
-import tempfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from anyio import CancelScope, current_time, to_thread
 from msgspec import Struct
 
 from fd_async.errors import VerifierError
+from fd_async.scratch import make_folder, remove_folder
 from fd_async.verifier.audit.audits import AuditRefused
 from fd_async.verifier.audit.program import Ended, run_program, with_folder
 from fd_async.verifier.backend import CheckTimeout, LeanAnswer, LeanBackend, LeanRequest
@@ -172,12 +171,12 @@ def divide(messages: list[Message], body_line: int, probe_line: int, seconds: fl
 @asynccontextmanager
 async def scratch_folder() -> AsyncIterator[Path]:
     """Make a private folder and remove it at the end."""
-    folder = Path(await to_thread.run_sync(lambda: tempfile.mkdtemp(prefix="fd-audit-")))
+    folder = await to_thread.run_sync(make_folder, "audit")
     try:
         yield folder
     finally:
         with CancelScope(shield=True):
-            await to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
+            await to_thread.run_sync(remove_folder, folder)
 
 
 def _demand_replay(ended: Ended, module: str) -> None:

@@ -13,7 +13,6 @@ import socket
 import subprocess
 import sys
 import sysconfig
-import tempfile
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from pathlib import Path
 import msgspec
 
 from fd_async.errors import PreflightError
+from fd_async.scratch import scratch_folder
 from fd_async.verifier.sandbox.room import SCRATCH, Limits, Room, find_bubblewrap, launch_argv
 
 _TIMEOUT_S = 20.0
@@ -171,7 +171,7 @@ def _lay_bait(inside: Room, stack: ExitStack) -> _Bait:
     local = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
     local.bind("\0" + nonce)
     local.listen(1)
-    secret = Path(stack.enter_context(tempfile.TemporaryDirectory())) / nonce
+    secret = stack.enter_context(scratch_folder("bait")) / nonce
     secret.write_text("a secret")
     shown = inside.shown()
     hidden = {folder: _expected(folder, shown) for folder in _private_folders()}

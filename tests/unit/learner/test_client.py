@@ -25,8 +25,9 @@ def test_folders_of_dead_controllers_of_this_host_alone_are_swept(
     monkeypatch.setattr(platform, "node", lambda: "node")
     ended = subprocess.Popen(["true"])
     ended.wait()
-    kept = [f"fd_async-node-1-{ended.pid}-00c0ffee", f"fd_async-node-{os.getpid()}-00c0ffee", "fd_async-node-notes-1"]
-    for name in (*kept, f"fd_async-node-{ended.pid}-00c0ffee"):
+    mine = "fd_async-staging-node"
+    kept = [f"{mine}-1-{ended.pid}-00c0ffee", f"{mine}-{os.getpid()}-00c0ffee", f"{mine}-notes-1"]
+    for name in (*kept, f"{mine}-{ended.pid}-00c0ffee"):
         (tmp_path / name).mkdir()
     config = replace(tiny_config(), policy=Policy(push="file", push_dir=str(tmp_path)))
     with _staging_folder(config) as folder:
