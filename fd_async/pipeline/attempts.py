@@ -50,7 +50,9 @@ class AttemptLoops:
         self._fd = parts.config.algorithm.type == "fd"
         self._is_paid = parts.config.feedback.type in ("anthropic", "openai", "self")
         self._group_size = parts.config.rollout.samples_per_prompt
-        self._admission = Admission(parts.config)
+        self._admission = state.admission = Admission(
+            parts.config, slots=state.buffer, engine=parts.engine, verifier=parts.verifier, provider=parts.provider
+        )
         self._skip: set[int] = set()
         """Ordinals that the ledger already knows."""
         self._asking: WeakValueDictionary[str, anyio.Lock] = WeakValueDictionary()
@@ -62,6 +64,7 @@ class AttemptLoops:
         """Admit tickets in order until cancelled."""
         try:
             async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._admission.run)
                 await self._continue_queued(tasks)
                 await self._admit(tasks)
         except BaseExceptionGroup as group:
@@ -75,6 +78,7 @@ class AttemptLoops:
         ordinal = 0
         while True:
             if ordinal not in self._skip:
+                await self._admission.room()
                 version = await self._state.buffer.admit(ordinal)
                 for sample in range(self._group_size):
                     tasks.start_soon(self._attempt, self._ticket(ordinal, sample), version)
@@ -141,7 +145,7 @@ class AttemptLoops:
     async def _attempt(self, ticket: Ticket, version: int) -> None:
         """Run one ticket to its terminal record or into the buffer."""
         state, parts = self._state, self._parts
-        async with self._admission.attempt():
+        async with self._admission.attempt(ticket.ordinal, ticket.sample):
             try:
                 rollout = await parts.runner.run(
                     ticket,

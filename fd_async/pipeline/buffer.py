@@ -87,7 +87,7 @@ class RolloutBuffer(Generic[Item]):
         """Heap of (admitted version, ordinal) of the finished groups."""
         self._unfinished = Counter[int]()
         """Admitted version -> unfinished groups; no zeros."""
-        self._generating = 0
+        self._generating = self._unresolved = 0
         self._slot, self._batch_ready, self._published, self._all_generated = (_Signal() for _ in range(4))
 
     @property
@@ -107,6 +107,11 @@ class RolloutBuffer(Generic[Item]):
     @property
     def num_outstanding(self) -> int:
         return len(self._groups)
+
+    @property
+    def num_unresolved(self) -> int:
+        """Attempts that hold a slot and are neither ready nor dropped."""
+        return self._unresolved
 
     @property
     def is_cuttable(self) -> bool:
@@ -220,6 +225,7 @@ class RolloutBuffer(Generic[Item]):
     def _add(self, group: Group[Item]) -> None:
         self._groups[group.ordinal] = group
         self._admitted += 1
+        self._unresolved += group.unresolved
         if group.is_finished:
             heapq.heappush(self._finished, (group.admitted_version, group.ordinal))
         else:
@@ -229,6 +235,7 @@ class RolloutBuffer(Generic[Item]):
     def _resolve(self, ordinal: int) -> list[Item]:
         group = self._groups[ordinal]
         group.unresolved -= 1
+        self._unresolved -= 1
         orphans: list[Item] = []
         if group.is_finished:
             self._unfinished.subtract([group.admitted_version])

@@ -15,6 +15,7 @@ from fd_async.data.ledger import Ledger
 from fd_async.data.statements import StatementOrder
 from fd_async.feedback.provider import Provider
 from fd_async.learner.client import Learner
+from fd_async.pipeline.admission import Admission
 from fd_async.pipeline.board import Board
 from fd_async.pipeline.buffer import RolloutBuffer
 from fd_async.policy.engine import Engine
@@ -54,8 +55,18 @@ class Parts(Struct, frozen=True, kw_only=True):
 class RunState:
     """Mutable state of a run; touched only on the event loop."""
 
-    def __init__(self, config: RunConfig, step: int, observers: Observers | None = None) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        step: int,
+        observers: Observers | None = None,
+        *,
+        stopping: anyio.Event | None = None,
+        restarts: int = 0,
+    ) -> None:
         self.step = step
+        self.restarts = restarts
+        """How often this process has started its learner anew."""
         self.phase = "starting"
         self.error = ""
         """What ended the run, if it failed."""
@@ -64,7 +75,7 @@ class RunState:
         self.ended_by_alarm = ""
         """Set when an alarm is to end the run after the step under way."""
         self.started = anyio.current_time()
-        self.stopping = anyio.Event()
+        self.stopping = stopping or anyio.Event()
         self.board = Board(observers)
         self.buffer: RolloutBuffer[Finished] = RolloutBuffer(
             batch=config.learner.prompts_per_step,
@@ -74,6 +85,8 @@ class RunState:
             version=step,
             last_version=config.run.max_steps,
         )
+        self.admission: Admission | None = None
+        """Set by the attempt loops, while they run."""
         self.tokens = Counter[str]()
         """Sampled training tokens by outcome: `trained`, `dropped:CAUSE`, and `queued` for recorded attempts."""
         self.tokens_generated = 0
