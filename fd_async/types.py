@@ -7,6 +7,7 @@ the first token after the prompt and include tool output.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from msgspec import Struct, field, msgpack, structs
@@ -182,6 +183,46 @@ class Rollout(Struct, frozen=True, kw_only=True, omit_defaults=True):
     @property
     def oldest_version(self) -> int:
         return min((span.version for span in self.spans), default=0)
+
+
+class ToolState(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the tools of an attempt remember between two turns."""
+
+    files: dict[str, str] = field(default_factory=dict)
+    """Name -> content, as written."""
+    last_written: str = ""
+    """Name of the newest file; empty when there is none."""
+    last_judged: str = ""
+    last_output: str = ""
+
+
+class PartialRollout(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An attempt under way: all that it needs to go on in another process.
+
+    `completion_ids` beyond the end of the last turn are an open turn: its sampling was cut. A last turn of the
+    assistant is one whose tool calls are not answered yet. `spans` cover what was sampled, the rest is tool output.
+    """
+
+    id: str
+    ordinal: int
+    sample: int
+    admitted_version: int
+    prompt_ids: Sequence[int]
+    completion_ids: Sequence[int]
+    logprobs: Sequence[float]
+    spans: list[VersionSpan]
+    turns: list[Turn]
+    tools: ToolState = ToolState()
+    finish: Literal["", "stop", "length"] = ""
+    """How the last turn that was sampled to its end ended."""
+    seconds: float = 0.0
+    """Spent on the attempt so far, in all processes."""
+    open_s: float = 0.0
+    """Part of it spent on the open turn."""
+
+    @property
+    def num_sampled_tokens(self) -> int:
+        return sum(span.end - span.start for span in self.spans)
 
 
 class Feedback(Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -23,7 +23,7 @@ def attempt(record: AttemptRecord) -> dict[str, Any]:
         "output": rollout.verdict.output,
         "backend": rollout.verdict.backend,
         "end": rollout.failure or rollout.end_reason,
-        "num_tokens": len(rollout.completion_ids),
+        "num_tokens": len(rollout.sampled_mask),
         "num_sampled": rollout.num_sampled_tokens,
         "seconds": round(rollout.seconds, 1),
         "versions": sorted({span.version for span in rollout.spans}),

@@ -17,7 +17,7 @@ from typing import Any
 from anyio import current_time, to_thread
 
 from fd_async.errors import VerifierError
-from fd_async.types import Statement, ToolCall, ToolResult, Verdict
+from fd_async.types import Statement, ToolCall, ToolResult, ToolState, Verdict
 from fd_async.verifier.judge import MAX_CODE_CHARS
 from fd_async.verifier.messages import cut
 from fd_async.verifier.tools.schemas import TOOL_SCHEMAS
@@ -84,6 +84,29 @@ class Toolbox:
             seconds=current_time() - started,
             verdict=result.verdict,
         )
+
+    @property
+    def state(self) -> ToolState:
+        """What another toolbox needs to go on from here."""
+        return ToolState(
+            files=dict(self._files),
+            last_written=self._last_written or "",
+            last_judged=self.last_judged,
+            last_output=self.last_output,
+        )
+
+    async def restore(self, state: ToolState) -> None:
+        """Write the files of an earlier toolbox into this one's folder and go on where it was.
+
+        Raises:
+            VerifierError: The rollout's folder cannot be written.
+        """
+        for name, code in state.files.items():
+            result = await self._write(name, code)
+            if not result.ok:
+                raise VerifierError(f"a file of the ledger is refused: {result.text}")
+        self._last_written = state.last_written or None
+        self.last_judged, self.last_output = state.last_judged, state.last_output
 
     async def final_verdict(self) -> Verdict:
         """Return the verdict of the last file written; judged now if nobody did."""

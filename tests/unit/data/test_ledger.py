@@ -128,7 +128,7 @@ async def test_a_file_that_is_no_ledger_is_named(tmp_path: Path) -> None:
     """The error names the file."""
     path = tmp_path / "ledger.db"
     path.write_text("this is no database, only text that is long enough to be looked at")
-    with pytest.raises(LedgerError, match=r"ledger\.db: cannot open"):
+    with pytest.raises(LedgerError, match=r"ledger\.db: the ledger is damaged .* start a new run"):
         async with open_ledger(path):
             pass
 

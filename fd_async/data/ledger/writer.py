@@ -1,76 +1,31 @@
-"""The durable record of a run: attempts, verdicts, paid feedback, trained batches, drops.
-
-One SQLite file in WAL mode, written in a thread and synced before a write returns, so whatever the run uses is on
-disk first. Writes that wait for the same sync share it (group commit). Facts are only ever added, but for the verdict
-of an accepted proof: its audit confirms or replaces it before anyone learns from it, and what was replaced is kept. The
-outcome of a rollout moves from `queued` to `trained` or `dropped:CAUSE`, and back to `queued` when a resume returns to
-an older checkpoint. Any other move is refused. A write that has begun is finished even where its caller is cancelled:
-what it records may have cost money. One process writes at a time; others may read.
-"""
+"""What a run records, and what a resume reads."""
 
 from __future__ import annotations
 
-import fcntl
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterator
+import zlib
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 
 import anyio
 import anyio.to_thread
 import msgspec
+import structlog
 from msgspec import Struct
 
+from fd_async.data.ledger.files import connect, explain, only_writer
+from fd_async.data.ledger.packing import pack, pack_body, unpack_partial, unpack_rollout, unpack_verdict
+from fd_async.data.ledger.space import CommitTimes, Space
 from fd_async.errors import LedgerError
-from fd_async.types import Feedback, Rollout, Verdict
+from fd_async.types import Feedback, PartialRollout, Rollout, Verdict
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS rollouts (
-    id TEXT PRIMARY KEY, purpose TEXT NOT NULL, suite TEXT NOT NULL, ordinal INTEGER NOT NULL, sample INTEGER NOT NULL,
-    outcome TEXT NOT NULL, step INTEGER, sampled_tokens INTEGER NOT NULL, admitted_version INTEGER NOT NULL,
-    body BLOB NOT NULL);
-CREATE INDEX IF NOT EXISTS rollouts_outcome ON rollouts (purpose, outcome);
-CREATE TABLE IF NOT EXISTS feedback (
-    prompt_hash TEXT NOT NULL, rollout_id TEXT PRIMARY KEY, usd REAL NOT NULL, input_tokens INTEGER NOT NULL,
-    output_tokens INTEGER NOT NULL, body BLOB NOT NULL);
-CREATE INDEX IF NOT EXISTS feedback_hash ON feedback (prompt_hash);
-CREATE TABLE IF NOT EXISTS revocations (rollout_id TEXT PRIMARY KEY, before BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS spend (id INTEGER PRIMARY KEY, cause TEXT NOT NULL, usd REAL NOT NULL);
-CREATE TABLE IF NOT EXISTS batches (step INTEGER PRIMARY KEY, rollout_ids BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS notes (seq INTEGER PRIMARY KEY, kind TEXT NOT NULL, subject TEXT NOT NULL, value INTEGER);
-CREATE TABLE IF NOT EXISTS scores (rollout_id TEXT PRIMARY KEY, step INTEGER NOT NULL, texts BLOB, deltas BLOB);
-"""
+log = structlog.get_logger(__name__)
 
 _pack = msgspec.msgpack.encode
-_rollout = msgspec.msgpack.Decoder(Rollout)
 _feedback = msgspec.msgpack.Decoder(Feedback)
 _verdict = msgspec.msgpack.Decoder(Verdict)
-_strings = msgspec.msgpack.Decoder(list[str])
-_floats = msgspec.msgpack.Decoder(list[float])
-
-
-class _Judged(Struct):
-    """The part of a recorded attempt that is read alone."""
-
-    verdict: Verdict
-
-
-_judged = msgspec.msgpack.Decoder(_Judged)
 Write = Callable[[sqlite3.Connection], None]
-
-
-class AttemptRecord(Struct, frozen=True, kw_only=True):
-    """One attempt as people browse it."""
-
-    rollout: Rollout
-    feedback: Feedback | None
-    outcome: str
-    """`queued`, `trained`, `evaluated` or `dropped:CAUSE`."""
-    step: int | None
-    """Gradient step that trained it, or at which it was evaluated."""
-    token_texts: list[str] | None = None
-    token_deltas: list[float] | None = None
-    """log p_teacher - log p_student per completion token, 0.0 where not sampled."""
 
 
 class QueuedRollout(Struct, frozen=True, kw_only=True):
@@ -93,26 +48,53 @@ class _Pending:
 class Ledger:
     """Writer of one run's ledger; made by `open_ledger`. Every `async` method returns after the sync."""
 
-    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+    def __init__(self, connection: sqlite3.Connection, path: Path, space: Space) -> None:
         self._connection = connection
         self._path = path
+        self._space = space
+        self._times = CommitTimes()
         self._lock = anyio.Lock()
         self._pending: list[_Pending] = []
+        self._num_rollouts = connection.execute("SELECT COUNT(*) FROM rollouts").fetchone()[0]
 
     async def put_rollout(self, rollout: Rollout, outcome: str, *, admitted_version: int, step: int | None) -> None:
         """Record a finished attempt; a second record of the same id replaces nothing and raises."""
-        body = _pack(rollout)
 
         def write(db: sqlite3.Connection) -> None:
+            insert = "INSERT" if rollout.purpose == "train" else "INSERT OR REPLACE"
             db.execute(
-                "INSERT INTO rollouts VALUES (?,?,?,?,?,?,?,?,?,?)"
-                if rollout.purpose == "train"
-                else "INSERT OR REPLACE INTO rollouts VALUES (?,?,?,?,?,?,?,?,?,?)",
+                f"{insert} INTO rollouts VALUES (?,?,?,?,?,?,?,?,?,?,?)",
                 (
                     rollout.id, rollout.purpose, rollout.suite, rollout.ordinal, rollout.sample, outcome, step,
-                    rollout.num_sampled_tokens, admitted_version, body,
+                    rollout.num_sampled_tokens, admitted_version, *pack(rollout),
                 ),
             )  # fmt: skip
+            db.execute("DELETE FROM partials WHERE id=?", (rollout.id,))
+
+        await self._write(write)
+        self._num_rollouts += 1
+
+    async def put_partials(self, partials: Sequence[PartialRollout]) -> None:
+        """Record how far attempts under way have come, in place of what was recorded of them before."""
+
+        def write(db: sqlite3.Connection) -> None:
+            db.executemany(
+                "INSERT OR REPLACE INTO partials SELECT ?,?,?,? WHERE NOT EXISTS (SELECT 1 FROM rollouts WHERE id=?)",
+                ((p.id, p.num_sampled_tokens, *pack(p), p.id) for p in partials),
+            )
+
+        if partials:
+            await self._write(write)
+
+    async def discard_partial(self, rollout_id: str, cause: str) -> None:
+        """Forget an attempt under way that cannot go on; its tokens count as dropped by `cause`."""
+
+        def write(db: sqlite3.Connection) -> None:
+            move = (
+                "INSERT INTO discards (id, cause, sampled_tokens) SELECT id,?,sampled_tokens FROM partials"
+            )
+            db.execute(f"{move} WHERE id=?", (cause, rollout_id))
+            db.execute("DELETE FROM partials WHERE id=?", (rollout_id,))
 
         await self._write(write)
 
@@ -123,13 +105,10 @@ class Ledger:
             rollout: with its audited verdict.
             before: the verdict that the ledger has.
         """
-        body = _pack(rollout)
 
         def write(db: sqlite3.Connection) -> None:
-            if (
-                db.execute("UPDATE rollouts SET body=? WHERE id=? AND outcome='queued'", (body, rollout.id)).rowcount
-                != 1
-            ):
+            change = "UPDATE rollouts SET body=? WHERE id=? AND outcome='queued'"
+            if db.execute(change, (pack_body(rollout), rollout.id)).rowcount != 1:
                 raise ValueError(f"{rollout.id} was audited and is not queued: its reward may have been learned from")
             if rollout.verdict.kind == "revoked":
                 db.execute("INSERT OR REPLACE INTO revocations VALUES (?,?)", (rollout.id, _pack(before)))
@@ -189,11 +168,29 @@ class Ledger:
             return _feedback.decode(row[0]) if row else None
 
         async with self._lock:
-            return await anyio.to_thread.run_sync(read)
+            with self._named("read"):
+                return await anyio.to_thread.run_sync(read)
 
     def rewind(self, step: int) -> None:
-        """Forget the batches after `step`: their attempts are queued again. Call before the run starts."""
-        with self._connection as db:
+        """Forget the batches after `step`: their attempts are queued again. Call before the run starts.
+
+        Raises:
+            LedgerError: the ledger lacks a batch up to `step`, or attempts after it lost their tokens.
+        """
+        with self._named("write"), self._connection as db:
+            last = db.execute("SELECT COALESCE(MAX(step), 0) FROM batches").fetchone()[0]
+            if last < step:
+                raise LedgerError(
+                    f"{self._path}: the checkpoint is of step {step}, the ledger ends with step {last}: put back the "
+                    f"ledger of this run, or go back with --resume {last} if there is such a checkpoint"
+                )
+            bare = "SELECT MAX(step) FROM rollouts WHERE outcome='trained' AND step>? AND tokens IS NULL"
+            newest = db.execute(bare, (step,)).fetchone()[0]
+            if newest is not None:
+                raise LedgerError(
+                    f"{self._path}: cannot go back to step {step}: attempts up to step {newest} gave up their token "
+                    f"ids (telemetry.ledger_max_gib); --resume a step from {newest} on"
+                )
             db.execute("UPDATE rollouts SET outcome='queued', step=NULL WHERE outcome='trained' AND step>?", (step,))
             db.execute("DELETE FROM batches WHERE step>?", (step,))
             db.execute("DELETE FROM scores WHERE step>?", (step,))
@@ -202,17 +199,25 @@ class Ledger:
     def queued(self) -> list[QueuedRollout]:
         """Return recorded training attempts without a terminal record, oldest ordinal first."""
         rows = self._connection.execute(
-            "SELECT r.body, f.body, r.admitted_version FROM rollouts r LEFT JOIN feedback f ON f.rollout_id=r.id"
+            "SELECT r.body, r.tokens, f.body, r.admitted_version FROM rollouts r"
+            " LEFT JOIN feedback f ON f.rollout_id=r.id"
             " WHERE r.purpose='train' AND r.outcome='queued' ORDER BY r.ordinal, r.sample"
         )
-        return [
-            QueuedRollout(
-                rollout=_rollout.decode(body),
-                feedback=_feedback.decode(text) if text is not None else None,
-                admitted_version=version,
-            )
-            for body, text, version in rows
-        ]
+        with self._named("read"):
+            return [
+                QueuedRollout(
+                    rollout=unpack_rollout(body, tokens),
+                    feedback=_feedback.decode(text) if text is not None else None,
+                    admitted_version=version,
+                )
+                for body, tokens, text, version in rows
+            ]
+
+    def partials(self) -> list[PartialRollout]:
+        """Return the attempts that were under way, oldest ordinal first."""
+        with self._named("read"):
+            rows = self._connection.execute("SELECT body, tokens FROM partials ORDER BY id")
+            return [unpack_partial(body, tokens) for body, tokens in rows]
 
     def revocations(self) -> dict[str, Verdict]:
         """Return rollout id -> the verdict that its audit revoked."""
@@ -230,13 +235,19 @@ class Ledger:
 
     def trained_verdicts(self) -> list[Verdict]:
         """Return the verdict of every attempt that a gradient step trained."""
-        rows = self._connection.execute("SELECT body FROM rollouts WHERE purpose='train' AND outcome='trained'")
-        return [_judged.decode(body).verdict for (body,) in rows]
+        with self._named("read"):
+            rows = self._connection.execute("SELECT body FROM rollouts WHERE purpose='train' AND outcome='trained'")
+            return [unpack_verdict(body) for (body,) in rows]
 
     def tokens_by_outcome(self) -> dict[str, int]:
-        """Return sampled training tokens per outcome; the accounting that must close."""
+        """Return sampled training tokens per outcome; the accounting that must close.
+
+        Tokens of attempts under way are in none; they enter when the attempt is recorded or discarded.
+        """
         rows = self._connection.execute(
-            "SELECT outcome, SUM(sampled_tokens) FROM rollouts WHERE purpose='train' GROUP BY outcome"
+            "SELECT outcome, SUM(tokens) FROM"
+            " (SELECT outcome, sampled_tokens AS tokens FROM rollouts WHERE purpose='train'"
+            " UNION ALL SELECT 'dropped:' || cause, sampled_tokens FROM discards) GROUP BY outcome"
         )
         return {outcome: int(total) for outcome, total in rows}
 
@@ -246,6 +257,11 @@ class Ledger:
         wasted = self._connection.execute("SELECT COALESCE(SUM(usd), 0) FROM spend").fetchone()[0]
         return float(bought) + float(wasted)
 
+    def statistics(self) -> dict[str, float]:
+        """Return `bytes`, `rows`, `freed`, `commit_s_p50`, `commit_s_p99` and `pending` (writes that wait)."""
+        counts = {"rows": self._num_rollouts, "pending": len(self._pending)}
+        return {**self._space.statistics(), **self._times.statistics(), **counts}
+
     async def _write(self, write: Write) -> None:
         pending = _Pending(write)
         self._pending.append(pending)
@@ -253,24 +269,46 @@ class Ledger:
             async with self._lock:
                 if not pending.done:
                     batch, self._pending = self._pending, []
-                    await anyio.to_thread.run_sync(self._commit, batch)
+                    await anyio.to_thread.run_sync(self._commit_batch, batch)
         if pending.error is not None:
-            raise LedgerError(f"{self._path}: cannot write the ledger: {pending.error}") from pending.error
+            raise explain(self._path, pending.error, "write") from pending.error
+
+    def _commit_batch(self, batch: list[_Pending]) -> None:
+        with self._times.measure():
+            self._commit(batch)
+        try:
+            self._space.keep_inside(self._connection)
+        except sqlite3.Error as error:  # what was asked for is on the disk; the next write tells if the file is failing
+            log.warning("ledger_space", reason=str(error))
 
     def _commit(self, batch: list[_Pending]) -> None:
-        """Apply a batch in one transaction; if that fails, apply each alone so that one bad write harms no other."""
+        """Apply a batch in one transaction; if one of its writes is refused, apply each alone: it harms no other."""
         try:
             with self._connection as db:
                 for pending in batch:
                     pending.write(db)
         except Exception as error:  # whatever went wrong, every waiter must hear of it
-            if len(batch) == 1:
-                batch[0].error = error
+            if len(batch) == 1 or isinstance(error, sqlite3.OperationalError):  # the file is failing, not a write
+                for pending in batch:
+                    pending.error = error
             else:
                 for pending in batch:
                     self._commit([pending])
         for pending in batch:
             pending.done = True
+
+    def close(self) -> None:
+        """Write the notes that no later write took along."""
+        if self._pending:
+            self._commit_batch(self._pending)
+
+    @contextmanager
+    def _named(self, verb: str) -> Iterator[None]:
+        """Say which file fails and what to do."""
+        try:
+            yield
+        except (sqlite3.Error, zlib.error, msgspec.DecodeError) as error:
+            raise explain(self._path, error, verb) from error
 
 
 def _execute(db: sqlite3.Connection, sql: str, row: tuple[object, ...]) -> None:
@@ -278,68 +316,22 @@ def _execute(db: sqlite3.Connection, sql: str, row: tuple[object, ...]) -> None:
 
 
 @asynccontextmanager
-async def open_ledger(path: Path) -> AsyncIterator[Ledger]:
+async def open_ledger(
+    path: Path, *, max_gib: float = 0.0, oldest_checkpoint: Callable[[], int] = lambda: 0
+) -> AsyncIterator[Ledger]:
     """Open or make the ledger of a run.
 
-    Raises:
-        LedgerError: the file cannot be opened, is not a ledger, or another process writes it.
-    """
-    with _only_writer(path):
-        try:
-            connection = sqlite3.connect(path, check_same_thread=False, timeout=5.0)
-        except sqlite3.Error as error:
-            raise LedgerError(f"{path}: cannot open the ledger: {error}") from error
-        with closing(connection):
-            try:
-                connection.execute("PRAGMA journal_mode=WAL")
-                connection.execute("PRAGMA synchronous=FULL")
-                connection.executescript(_SCHEMA)
-            except sqlite3.Error as error:
-                raise LedgerError(f"{path}: cannot open the ledger: {error}") from error
-            yield Ledger(connection, path)
-
-
-@contextmanager
-def _only_writer(path: Path) -> Iterator[None]:
-    """Hold the lock of a ledger; a process that dies lets go of it."""
-    try:
-        file = path.with_suffix(".lock").open("a")
-    except OSError as error:
-        raise LedgerError(f"{path}: cannot open the ledger: {error}") from error
-    with file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            raise LedgerError(f"{path}: another process runs this run; end it or wait, then --resume") from error
-        except OSError as error:
-            raise LedgerError(f"{path}: cannot be locked on this file system: {error}") from error
-        yield
-
-
-def read_attempts(path: Path, limit: int) -> list[AttemptRecord]:
-    """Read attempts for people, scored ones first, then the newest; opens the file read-only.
+    Args:
+        path: of the file.
+        max_gib: `telemetry.ledger_max_gib`; 0 sets no limit.
+        oldest_checkpoint: step of the oldest checkpoint that a resume may name; called in a thread.
 
     Raises:
-        LedgerError: the file is missing or unreadable.
+        LedgerError: the file cannot be opened, is damaged or of another layout, or another process writes it.
     """
-    try:
-        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
-            rows = db.execute(
-                "SELECT r.body, f.body, r.outcome, r.step, s.texts, s.deltas FROM rollouts r"
-                " LEFT JOIN feedback f ON f.rollout_id=r.id LEFT JOIN scores s ON s.rollout_id=r.id"
-                " ORDER BY s.rollout_id IS NULL, r.step DESC, r.rowid DESC LIMIT ?",
-                (limit,),
-            ).fetchall()
-    except sqlite3.Error as error:
-        raise LedgerError(f"{path}: cannot read the ledger: {error}") from error
-    return [
-        AttemptRecord(
-            rollout=_rollout.decode(body),
-            feedback=_feedback.decode(text) if text is not None else None,
-            outcome=outcome,
-            step=step,
-            token_texts=_strings.decode(texts) if texts is not None else None,
-            token_deltas=_floats.decode(deltas) if deltas is not None else None,
-        )
-        for body, text, outcome, step, texts, deltas in rows
-    ]
+    with only_writer(path), closing(await anyio.to_thread.run_sync(connect, path)) as connection:
+        ledger = Ledger(connection, path, Space(path, int(max_gib * 2**30), oldest_checkpoint))
+        try:
+            yield ledger
+        finally:
+            ledger.close()

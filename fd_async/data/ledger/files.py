@@ -1,0 +1,137 @@
+"""The file of a ledger: its tables, how it is opened, and what is said when it cannot be read or written.
+
+`PRAGMA user_version` tells a ledger of this layout from an earlier one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import sqlite3
+import zlib
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import msgspec
+
+from fd_async.errors import LedgerError
+
+LAYOUT = 2
+"""Raised with every change of the tables that an older program, or a newer one, would misread."""
+_CHECKED_BYTES = 1 << 30
+"""Up to this size every page is looked at when the file is opened; about a second."""
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS rollouts (
+    id TEXT PRIMARY KEY, purpose TEXT NOT NULL, suite TEXT NOT NULL, ordinal INTEGER NOT NULL, sample INTEGER NOT NULL,
+    outcome TEXT NOT NULL, step INTEGER, sampled_tokens INTEGER NOT NULL, admitted_version INTEGER NOT NULL,
+    body BLOB NOT NULL, tokens BLOB);
+CREATE INDEX IF NOT EXISTS rollouts_outcome ON rollouts (purpose, outcome);
+CREATE INDEX IF NOT EXISTS rollouts_whole ON rollouts (purpose) WHERE tokens IS NOT NULL;
+CREATE TABLE IF NOT EXISTS partials (
+    id TEXT PRIMARY KEY, sampled_tokens INTEGER NOT NULL, body BLOB NOT NULL, tokens BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS discards (
+    seq INTEGER PRIMARY KEY, id TEXT NOT NULL, cause TEXT NOT NULL, sampled_tokens INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS feedback (
+    prompt_hash TEXT NOT NULL, rollout_id TEXT PRIMARY KEY, usd REAL NOT NULL, input_tokens INTEGER NOT NULL,
+    output_tokens INTEGER NOT NULL, body BLOB NOT NULL);
+CREATE INDEX IF NOT EXISTS feedback_hash ON feedback (prompt_hash);
+CREATE TABLE IF NOT EXISTS revocations (rollout_id TEXT PRIMARY KEY, before BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS spend (id INTEGER PRIMARY KEY, cause TEXT NOT NULL, usd REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS batches (step INTEGER PRIMARY KEY, rollout_ids BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS notes (seq INTEGER PRIMARY KEY, kind TEXT NOT NULL, subject TEXT NOT NULL, value INTEGER);
+CREATE TABLE IF NOT EXISTS scores (rollout_id TEXT PRIMARY KEY, step INTEGER NOT NULL, texts BLOB, deltas BLOB);
+"""
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """Open or make the ledger file, looked through and with its tables.
+
+    Raises:
+        LedgerError: it cannot be opened, is damaged, or has another layout.
+    """
+    try:
+        connection = sqlite3.connect(path, check_same_thread=False, timeout=5.0)
+    except sqlite3.Error as error:
+        raise explain(path, error, "open") from error
+    try:
+        _check_layout(connection, path)
+        if path.stat().st_size <= _CHECKED_BYTES:
+            found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+            if found != "ok":
+                raise damaged(path, found.replace("\n", ", "))
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.executescript(f"BEGIN; {_TABLES} PRAGMA user_version={LAYOUT}; COMMIT;")
+    except sqlite3.Error as error:
+        connection.close()
+        raise explain(path, error, "open") from error
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[sqlite3.Connection]:
+    """Open a ledger that another process may write, for reading alone.
+
+    Raises:
+        LedgerError: the file is missing, damaged, or has another layout; whatever fails inside is named likewise.
+    """
+    try:
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5.0)) as connection:
+            _check_layout(connection, path)
+            yield connection
+    except (sqlite3.Error, zlib.error, msgspec.DecodeError) as error:
+        raise explain(path, error, "read") from error
+
+
+@contextmanager
+def only_writer(path: Path) -> Iterator[None]:
+    """Hold the lock of a ledger; a process that dies lets go of it."""
+    try:
+        file = path.with_suffix(".lock").open("a")
+    except OSError as error:
+        raise LedgerError(f"{path}: cannot open the ledger: {error}") from error
+    with file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise LedgerError(f"{path}: another process runs this run; end it or wait, then --resume") from error
+        except OSError as error:
+            raise LedgerError(f"{path}: cannot be locked on this file system: {error}") from error
+        yield
+
+
+def explain(path: Path, error: BaseException, verb: str) -> LedgerError:
+    """Say what failed and what to do, in one line."""
+    code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF  # the rest of the code tells where, not what
+    if isinstance(error, zlib.error | msgspec.DecodeError) or code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return damaged(path, str(error))
+    if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
+        free_mib = shutil.disk_usage(path.parent).free >> 20
+        what = "disk full" if code == sqlite3.SQLITE_FULL else f"{error} (disk full, over a quota, or failing)"
+        return LedgerError(
+            f"{path}: cannot {verb} the ledger: {what}; {free_mib} MiB are free there. What was recorded before is "
+            "intact: free space, then --resume"
+        )
+    return LedgerError(f"{path}: cannot {verb} the ledger: {error}")
+
+
+def damaged(path: Path, found: str) -> LedgerError:
+    return LedgerError(
+        f"{path}: the ledger is damaged ({found}): put back a copy of {path.name} and {path.name}-wal, "
+        "or start a new run (--run NAME)"
+    )
+
+
+def _check_layout(connection: sqlite3.Connection, path: Path) -> None:
+    layout = connection.execute("PRAGMA user_version").fetchone()[0]
+    is_new = layout == 0 and not connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]
+    if layout != LAYOUT and not is_new:
+        raise LedgerError(
+            f"{path}: the ledger has layout {layout}, this version of fd_async reads layout {LAYOUT}: use the version "
+            "that began the run, or start a new run (--run NAME)"
+        )

@@ -1,0 +1,57 @@
+"""The ledger for people: attempts with their feedback and scores, also while a run writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from fd_async.data.ledger.files import reading
+from fd_async.data.ledger.packing import unpack_rollout
+from fd_async.types import Feedback, Rollout
+
+_feedback = msgspec.msgpack.Decoder(Feedback)
+_strings = msgspec.msgpack.Decoder(list[str])
+_floats = msgspec.msgpack.Decoder(list[float])
+
+
+class AttemptRecord(Struct, frozen=True, kw_only=True):
+    """One attempt as people browse it."""
+
+    rollout: Rollout
+    """Ids and log-probs are empty where `telemetry.ledger_max_gib` took them; `sampled_mask` tells their number."""
+    feedback: Feedback | None
+    outcome: str
+    """`queued`, `trained`, `evaluated` or `dropped:CAUSE`."""
+    step: int | None
+    """Gradient step that trained it, or at which it was evaluated."""
+    token_texts: list[str] | None = None
+    token_deltas: list[float] | None = None
+    """log p_teacher - log p_student per completion token, 0.0 where not sampled."""
+
+
+def read_attempts(path: Path, limit: int) -> list[AttemptRecord]:
+    """Read attempts for people, scored ones first, then the newest; opens the file read-only.
+
+    Raises:
+        LedgerError: the file is missing, damaged or of another layout.
+    """
+    with reading(path) as db:
+        rows = db.execute(
+            "SELECT r.body, r.tokens, f.body, r.outcome, r.step, s.texts, s.deltas FROM rollouts r"
+            " LEFT JOIN feedback f ON f.rollout_id=r.id LEFT JOIN scores s ON s.rollout_id=r.id"
+            " ORDER BY s.rollout_id IS NULL, r.step DESC, r.rowid DESC LIMIT ?",
+            (limit,),
+        )
+        return [
+            AttemptRecord(
+                rollout=unpack_rollout(body, tokens),
+                feedback=_feedback.decode(text) if text is not None else None,
+                outcome=outcome,
+                step=step,
+                token_texts=_strings.decode(texts) if texts is not None else None,
+                token_deltas=_floats.decode(deltas) if deltas is not None else None,
+            )
+            for body, tokens, text, outcome, step, texts, deltas in rows
+        ]
