@@ -3,10 +3,11 @@
 A group is all attempts of one prompt. With batch B (groups), bound S and weight version v:
 
     capacity = (S + v + 1) * B - admitted          groups that may start; admitted counts trained ones, not dropped
-    cut      needs B finished groups, and every unfinished or finished group admitted at version <= v - S among them
+    cut      needs B finished groups, oldest first; where they are newer than version a, at most (a + S - v) * B groups
+             admitted at <= a may be left unfinished
 
-The second rule makes the bound hard without dropping: at version v at most B groups were admitted at <= v - S and are
-not yet trained, so they fit the batch, and the learner waits for the slow ones instead of training past them.
+The second rule makes the bound hard without dropping: a group admitted at a is trained at version a + S at the latest,
+(a + S - v) batches are left until then, and the learner waits for the slow ones instead of training past them.
 Example: B = 2, S = 1, v = 0 admits 4 groups; groups 1..3 finish, group 0 is slow: batch 0 may be (1, 2), but batch 1
 waits for group 0.
 
@@ -85,6 +86,8 @@ class RolloutBuffer(Generic[Item]):
         self._groups: dict[int, Group[Item]] = {}
         self._finished: list[tuple[int, int]] = []
         """Heap of (admitted version, ordinal) of the finished groups."""
+        self._num_finished = Counter[int]()
+        """Admitted version -> finished groups; no zeros."""
         self._unfinished = Counter[int]()
         """Admitted version -> unfinished groups; no zeros."""
         self._generating = self._unresolved = 0
@@ -115,9 +118,18 @@ class RolloutBuffer(Generic[Item]):
 
     @property
     def is_cuttable(self) -> bool:
-        """Whether a batch is there and nothing older is due."""
-        oldest_allowed = self._version - self._max_staleness
-        return len(self._finished) >= self._batch and not any(v <= oldest_allowed for v in self._unfinished)
+        """Whether a batch is there that leaves no more unfinished groups than later batches take in time."""
+        if len(self._finished) < self._batch:
+            return False
+        finished = unfinished = 0
+        for version in sorted(self._num_finished.keys() | self._unfinished.keys()):
+            finished += self._num_finished[version]
+            if finished >= self._batch:
+                break  # the batch has none newer than this: waiting would not make it older
+            unfinished += self._unfinished[version]
+            if unfinished > max(0, version + self._max_staleness - self._version) * self._batch:
+                return False
+        return True
 
     async def admit(self, ordinal: int) -> int:
         """Wait for a free slot, take it, and return the version that the group starts under."""
@@ -182,7 +194,9 @@ class RolloutBuffer(Generic[Item]):
         """Wait for a batch and take it, oldest first; the slots stay charged (the groups are trained)."""
         while not self.is_cuttable:
             await self._batch_ready.wait()
-        ordinals = [heapq.heappop(self._finished)[1] for _ in range(self._batch)]
+        oldest = [heapq.heappop(self._finished) for _ in range(self._batch)]
+        self._num_finished -= Counter(version for version, _ in oldest)
+        ordinals = [ordinal for _, ordinal in oldest]
         self.note("cut", " ".join(map(str, ordinals)), self._version)
         return [self._groups.pop(ordinal) for ordinal in ordinals]
 
@@ -198,7 +212,7 @@ class RolloutBuffer(Generic[Item]):
             self.note("given_back", str(group.ordinal), len(group.items))
             if len(group.items) >= self.min_items:
                 self._groups[group.ordinal] = group
-                heapq.heappush(self._finished, (group.admitted_version, group.ordinal))
+                self._push(group)
             else:
                 self._admitted -= 1
                 orphans += group.items
@@ -227,10 +241,14 @@ class RolloutBuffer(Generic[Item]):
         self._admitted += 1
         self._unresolved += group.unresolved
         if group.is_finished:
-            heapq.heappush(self._finished, (group.admitted_version, group.ordinal))
+            self._push(group)
         else:
             self._unfinished[group.admitted_version] += 1
         self._wake()
+
+    def _push(self, group: Group[Item]) -> None:
+        heapq.heappush(self._finished, (group.admitted_version, group.ordinal))
+        self._num_finished[group.admitted_version] += 1
 
     def _resolve(self, ordinal: int) -> list[Item]:
         group = self._groups[ordinal]
@@ -242,7 +260,7 @@ class RolloutBuffer(Generic[Item]):
             if not self._unfinished[group.admitted_version]:
                 del self._unfinished[group.admitted_version]
             if len(group.items) >= self.min_items:
-                heapq.heappush(self._finished, (group.admitted_version, ordinal))
+                self._push(group)
             else:
                 del self._groups[ordinal]
                 self._admitted -= 1

@@ -50,6 +50,21 @@ async def test_publishing_frees_one_batch() -> None:
     assert await buffer.admit(2) == 1
 
 
+async def test_a_batch_of_newer_groups_waits_where_the_older_ones_would_overflow_the_last_batch_in_time() -> None:
+    """B = 1, S = 2: of three groups of version 0 two are left at version 1, and only two batches take them in time."""
+    buffer = make_buffer(batch=1, max_staleness=2)
+    for ordinal in range(3):
+        assert await buffer.admit(ordinal) == 0
+    await buffer.ready(0, "x")
+    await buffer.cut()
+    await buffer.publish(1)
+    assert await buffer.admit(3) == 1
+    await buffer.ready(3, "newer")
+    assert await blocks(buffer.cut())
+    await buffer.ready(2, "older")
+    assert [group.ordinal for group in await buffer.cut()] == [2]
+
+
 async def test_learner_waits_for_a_slow_group_instead_of_exceeding_the_bound() -> None:
     """Group 0 is slow: batch 0 may pass it, batch 1 must contain it (S = 1)."""
     buffer = make_buffer(batch=2, max_staleness=1)
