@@ -23,9 +23,12 @@ _FORMAT = "%(asctime)s %(levelname)s %(processName)s %(name)s: %(message)s"
 _adopted = False
 
 
-def logging_config(log_file: Path, owner_pid: int) -> str:
-    """Return vLLM's logging configuration as JSON (`VLLM_LOGGING_CONFIG_PATH` names the file that holds it)."""
-    handler = {"()": f"{__name__}.open_handler", "path": str(log_file), "owner_pid": owner_pid}
+def logging_config(log_file: Path | None, owner_pid: int) -> str:
+    """Return vLLM's logging configuration as JSON (`VLLM_LOGGING_CONFIG_PATH` names the file that holds it).
+
+    Without a file everything goes to standard error, and the children stay in the terminal's session.
+    """
+    handler = {"()": f"{__name__}.open_handler", "path": str(log_file or ""), "owner_pid": owner_pid}
     return json.dumps(
         {
             "version": 1,
@@ -41,9 +44,11 @@ def open_handler(path: str, owner_pid: int) -> logging.Handler:
     global _adopted
     if os.getpid() != owner_pid and not _adopted:
         _adopted = True
-        _adopt(path, owner_pid)
+        if path:
+            _leave_terminal(path)
+        _end_with_owner(owner_pid)
         do_without_torchvision()
-    handler = logging.FileHandler(path)
+    handler = logging.FileHandler(path) if path else logging.StreamHandler()
     handler.setFormatter(logging.Formatter(_FORMAT))
     return handler
 
@@ -64,18 +69,21 @@ def do_without_torchvision() -> None:
     logging.getLogger("transformers.utils.import_utils").addFilter(lambda record: "torchvision" not in str(record.msg))
 
 
-def _adopt(path: str, owner_pid: int) -> None:
+def _leave_terminal(path: str) -> None:
     if os.getpid() != os.getpgrp():
         os.setsid()
     log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
+
+
+def _end_with_owner(owner_pid: int) -> None:
     try:
         owner = os.pidfd_open(owner_pid)
     except ProcessLookupError:
         os._exit(1)
-    threading.Thread(target=_end_with, args=(owner,), daemon=True, name="end-with-controller").start()
+    threading.Thread(target=_kill_after, args=(owner,), daemon=True, name="end-with-controller").start()
 
 
 class _Absent(ModuleType):
@@ -87,7 +95,7 @@ class _Absent(ModuleType):
         raise ImportError(f"{self.__name__}.{name}: torchvision is not installed; text models do without it")
 
 
-def _end_with(owner: int) -> None:
+def _kill_after(owner: int) -> None:
     """Wait until the controller's process is gone, then kill this one."""
     poll = select.poll()
     poll.register(owner, select.POLLIN)

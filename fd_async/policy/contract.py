@@ -6,6 +6,7 @@ well. Names are those of the checkpoint; a text-only learner's names are mapped 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from pathlib import Path
@@ -20,6 +21,7 @@ _UNTRAINED_PREFIXES = ("mtp.", "visual.", "model.visual.")
 _TEXT_PART = "language_model."
 TIED_HEAD = "lm_head.weight"
 _MAX_HEADER_BYTES = 100_000_000
+_SAMPLE_BYTES = 1 << 20
 
 
 class TensorSpec(Struct, frozen=True):
@@ -39,6 +41,11 @@ class Contract(Struct, frozen=True):
     text_names: dict[str, str]
     """Name in a text-only model -> name in a checkpoint that holds the text model inside a larger one."""
 
+    @property
+    def num_embeddings(self) -> int:
+        """Rows of the embedding: token ids are below it."""
+        return next((spec.shape[0] for name, spec in self.tensors.items() if name.endswith("embed_tokens.weight")), 0)
+
     def name(self, pushed: str) -> str:
         """Return the checkpoint's name of a pushed tensor."""
         return self.text_names.get(pushed, pushed)
@@ -46,11 +53,7 @@ class Contract(Struct, frozen=True):
 
 def read_contract(model: str) -> Contract:
     """Read the contract of a checkpoint folder, or of a Hugging Face id that is already in the local cache."""
-    folder = Path(model)
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        folder = Path(snapshot_download(model, local_files_only=True, allow_patterns=["*.safetensors*", "*.json"]))
+    folder = _folder(model)
     files = _weight_files(folder)
     if not files:
         raise PreflightError(
@@ -69,6 +72,27 @@ def read_contract(model: str) -> Contract:
                 tensors[TIED_HEAD] = embedding
     text_names = {name.replace(_TEXT_PART, "", 1): name for name in tensors if _TEXT_PART in name}
     return Contract(tensors, frozenset(optional), tied, text_names)
+
+
+def fingerprint(model: str) -> str:
+    """Return a hash that tells checkpoints apart: sizes, beginnings and ends of all weight files."""
+    digest = hashlib.sha256()
+    for file in _weight_files(_folder(model)):
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            digest.update(f"{file.name} {size} ".encode() + stream.read(_SAMPLE_BYTES))
+            stream.seek(max(0, size - _SAMPLE_BYTES))
+            digest.update(stream.read(_SAMPLE_BYTES))
+    return digest.hexdigest()[:16]
+
+
+def _folder(model: str) -> Path:
+    folder = Path(model)
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(model, local_files_only=True, allow_patterns=["*.safetensors*", "*.json"]))
 
 
 def _weight_files(folder: Path) -> list[Path]:

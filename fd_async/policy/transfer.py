@@ -31,7 +31,7 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from vllm.platforms import current_platform
 
 from fd_async.errors import PushRefused
-from fd_async.policy.contract import TIED_HEAD, Contract, read_contract
+from fd_async.policy.contract import TIED_HEAD, Contract, fingerprint, read_contract
 from fd_async.policy.manifest import REFUSED, FileStamp, check_manifest
 from fd_async.policy.twin import NoTwin, Twin
 from fd_async.types import StagedWeights
@@ -147,6 +147,18 @@ class WorkerExtension:
     model_runner: Any
     fd_contract: Contract | None = None
     fd_preparation: Preparation | None = None
+
+    def fd_describe(self) -> dict[str, Any]:
+        """Return what a controller that did not start this engine must know of it."""
+        model, parallel = self.vllm_config.model_config, self.vllm_config.parallel_config
+        return {
+            "fingerprint": fingerprint(model.model),
+            "model": model.model,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "max_model_len": model.max_model_len,
+            "logprobs_mode": model.logprobs_mode,
+            "data_parallel_size": parallel.data_parallel_size,
+        }
 
     def fd_prepare(self, message: dict[str, Any]) -> None:
         """Start to prepare a push; one that was being prepared is given up."""
