@@ -20,6 +20,7 @@ class LoopLag:
     def __init__(self, interval_s: float = 0.1, warn_ms: float = 200.0) -> None:
         self.interval_s = interval_s
         self.warn_ms = warn_ms
+        self.last_ms = 0.0
         self._samples_ms: list[float] = []
         self._warned = False
 
@@ -36,6 +37,7 @@ class LoopLag:
         if lag_ms >= self.warn_ms and not self._warned:
             self._warned = True
             log.warning("event_loop_blocked", ms=round(lag_ms))
+        self.last_ms = lag_ms
         self._samples_ms.append(lag_ms)
         while (lag_ms := lag_ms - self.interval_s * 1000) > 0:
             self._samples_ms.append(lag_ms)

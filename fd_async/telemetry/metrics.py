@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
 
+from fd_async.telemetry.accounts import ENGINE, LEARNER
+
 Row = dict[str, float | int | None]
 
 
@@ -95,6 +97,23 @@ METRICS: tuple[Metric, ...] = (
     Metric("time/anchor_s", "s", always=False),
     Metric("time/reference_s", "s", always=False),
     Metric("time/optimizer_s", "s", always=False),
+    Metric("idle/learner", "share", always=False),
+    Metric("idle/engine", "share", always=False),
+    Metric("idle/engine_slots", "share", always=False),
+    Metric("idle/verifier", "share", always=False),
+    Metric("idle/feedback", "share", always=False),
+    *(Metric(f"learner/{state}_s", "s", always=False) for state in LEARNER),
+    *(Metric(f"engine/{state}_s", "s", always=False) for state in ENGINE),
+    Metric("engine/restarts", "restarts", always=False, total=True),
+    Metric("learner/restarts", "restarts", always=False, total=True),
+    Metric("loop/lag_max_ms", "ms", always=False),
+    Metric("tokens/under_way", "tokens", always=False),
+    Metric("usd/trained", "USD", always=False),
+    Metric("usd/queued", "USD", always=False),
+    Metric("usd/dropped", "USD", always=False),
+    Metric("usd/wasted", "USD", always=False),
+    Metric("usd/unrecorded", "USD", always=False),
+    Metric("disk/ledger_mib", "MiB", always=False),
 )
 
 FAMILIES: tuple[Metric, ...] = (

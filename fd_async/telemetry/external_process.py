@@ -1,0 +1,136 @@
+"""The process of one external sink: reads rows from its standard input and hands them to the package.
+
+The first line says what run it is; every further line is a row. The end of the input is the end of the run. When the
+run was killed, this process ends within DEADLINE_S seconds, whatever the package does meanwhile.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+DEADLINE_S = 10.0
+
+
+class Package(Protocol):
+    """What is asked of a package."""
+
+    def write(self, step: int, row: Mapping[str, float]) -> None:
+        """Take the values of a row."""
+        ...
+
+    def close(self) -> None:
+        """Finish; nothing follows."""
+        ...
+
+
+class TensorBoard:
+    """Event files under RUN/tensorboard, written by TensorBoard's own package, without torch."""
+
+    def __init__(self, start: Mapping[str, Any]) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        self._event, self._summary = Event, Summary
+        self._writer = EventFileWriter(str(Path(start["run_dir"]) / "tensorboard"))
+        # A reader forgets what an earlier process wrote from this step on: those steps are taken again.
+        begun = Event(wall_time=time.time(), step=start["step"] + 1, session_log=SessionLog(status=SessionLog.START))
+        self._writer.add_event(begun)
+
+    def write(self, step: int, row: Mapping[str, float]) -> None:
+        """Write one event with all values."""
+        values = [self._summary.Value(tag=key, simple_value=value) for key, value in row.items()]
+        self._writer.add_event(self._event(wall_time=time.time(), step=step, summary=self._summary(value=values)))
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Write what is buffered."""
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """One run per run folder; a resume continues it."""
+
+    def __init__(self, start: Mapping[str, Any]) -> None:
+        import wandb
+
+        run_dir = Path(start["run_dir"])
+        self._run = wandb.init(
+            project=start["project"],
+            name=start["run"],
+            id=_run_id(run_dir / "logs" / "wandb_id"),
+            resume="allow",
+            dir=str(run_dir),
+            config=dict(start["config"]),
+        )
+        self._run.define_metric("*", step_metric="step")
+
+    def write(self, step: int, row: Mapping[str, float]) -> None:
+        """Log a row; `step` stands in it as a value, since W&B's own counter cannot go back after a resume."""
+        self._run.log({"step": step, **row})
+
+    def close(self) -> None:
+        """Upload what is left."""
+        self._run.finish()
+
+
+class Trackio:
+    """One run per run folder name; a resume continues it."""
+
+    def __init__(self, start: Mapping[str, Any]) -> None:
+        import trackio
+
+        self._trackio = trackio
+        trackio.init(start["project"], name=start["run"], resume="allow", config=dict(start["config"]))
+
+    def write(self, step: int, row: Mapping[str, float]) -> None:
+        """Log a row."""
+        self._trackio.log(dict(row), step=step)
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._trackio.finish()
+
+
+PACKAGES: dict[str, Callable[[Mapping[str, Any]], Package]] = {
+    "tensorboard": TensorBoard,
+    "wandb": WeightsAndBiases,
+    "trackio": Trackio,
+}
+
+
+def _run_id(path: Path) -> str:
+    """Return the id kept in a file, made the first time: names of runs repeat, ids must not."""
+    if not path.exists():
+        path.write_text(uuid.uuid4().hex, encoding="utf-8")
+    return path.read_text(encoding="utf-8").strip()
+
+
+def main() -> None:
+    """Feed the package named by the first argument until the input ends."""
+    threading.Thread(target=_outlive_briefly, args=(os.getppid(),), daemon=True).start()
+    package = PACKAGES[sys.argv[1]](json.loads(sys.stdin.readline()))
+    for line in sys.stdin:
+        row = {key: value for key, value in json.loads(line).items() if value is not None}
+        package.write(int(row.pop("step", 0)), row)
+    package.close()
+
+
+def _outlive_briefly(parent: int) -> None:
+    """Leave DEADLINE_S seconds after the parent died."""
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    time.sleep(DEADLINE_S)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()
