@@ -12,7 +12,7 @@ Example: B = 2, S = 1, v = 0 admits 4 groups; groups 1..3 finish, group 0 is slo
 waits for group 0.
 
 Everything that changes does so between two turns of the event loop, and only those are woken whose wait is over: with
-10,000 attempts under way a change costs what it costs with ten. Each change is noted (`note`), in the order in which it
+10,000 attempts under way a change costs what it costs with ten. Each change is noted (`listen`), in the order in which it
 took place; the notes of a run, given to another buffer, must lead to the same batches (`pipeline.replay`).
 """
 
@@ -78,8 +78,7 @@ class RolloutBuffer(Generic[Item]):
         self._max_staleness = max_staleness
         self._group_size = group_size
         self.min_items = min_items
-        self.note: Note = lambda kind, subject, value: None
-        """Hears of every change; the training loop sets it to the ledger's."""
+        self._note: Note = lambda kind, subject, value: None
         self._version = version
         self._last_version = last_version
         self._admitted = version * batch
@@ -131,13 +130,19 @@ class RolloutBuffer(Generic[Item]):
                 return False
         return True
 
+    def listen(self, note: Note) -> None:
+        """Tell `note` of every change from now on, and first what the buffer is."""
+        bounds = (self._batch, self._max_staleness, self._group_size, self.min_items, self._last_version)
+        note("opened", " ".join(map(str, bounds)), self._version)
+        self._note = note
+
     async def admit(self, ordinal: int) -> int:
         """Wait for a free slot, take it, and return the version that the group starts under."""
         while self.capacity <= 0:
             await self._slot.wait()
         self._generating += self._group_size
         self._add(Group(ordinal=ordinal, admitted_version=self._version, unresolved=self._group_size, items=[]))
-        self.note("admitted", str(ordinal), self._version)
+        self._note("admitted", str(ordinal), self._version)
         return self._version
 
     async def restore(
@@ -158,7 +163,7 @@ class RolloutBuffer(Generic[Item]):
         Returns:
             The version under which those start, see `begin`.
         """
-        self.note("restored", f"{ordinal} {unresolved} {len(items)}", admitted_version)
+        self._note("restored", f"{ordinal} {unresolved} {len(items)}", admitted_version)
         turn = self._admitted // self._batch - self._max_staleness  # where `capacity` becomes positive
         version = turn if turn > self._version else min(admitted_version, self._version)
         if version <= self._version:
@@ -176,7 +181,7 @@ class RolloutBuffer(Generic[Item]):
 
     async def ready(self, ordinal: int, item: Item) -> None:
         """Add a finished attempt to its group."""
-        self.note("ready", str(ordinal), 0)
+        self._note("ready", str(ordinal), 0)
         self._groups[ordinal].items.append(item)
         self._resolve(ordinal)
 
@@ -187,7 +192,7 @@ class RolloutBuffer(Generic[Item]):
             The items of the group when this leaves it with fewer than `min_items`: the group is gone, its slot is free
             again, and the caller drops the items by name. Empty otherwise.
         """
-        self.note("dropped", str(ordinal), 0)
+        self._note("dropped", str(ordinal), 0)
         return self._resolve(ordinal)
 
     async def cut(self) -> list[Group[Item]]:
@@ -197,7 +202,7 @@ class RolloutBuffer(Generic[Item]):
         oldest = [heapq.heappop(self._finished) for _ in range(self._batch)]
         self._num_finished -= Counter(version for version, _ in oldest)
         ordinals = [ordinal for _, ordinal in oldest]
-        self.note("cut", " ".join(map(str, ordinals)), self._version)
+        self._note("cut", " ".join(map(str, ordinals)), self._version)
         return [self._groups.pop(ordinal) for ordinal in ordinals]
 
     async def give_back(self, groups: Sequence[Group[Item]]) -> list[Item]:
@@ -209,7 +214,7 @@ class RolloutBuffer(Generic[Item]):
         """
         orphans: list[Item] = []
         for group in groups:
-            self.note("given_back", str(group.ordinal), len(group.items))
+            self._note("given_back", str(group.ordinal), len(group.items))
             if len(group.items) >= self.min_items:
                 self._groups[group.ordinal] = group
                 self._push(group)
@@ -221,7 +226,7 @@ class RolloutBuffer(Generic[Item]):
 
     async def publish(self, version: int) -> None:
         """Announce new weights; frees one batch of slots."""
-        self.note("published", "", version)
+        self._note("published", "", version)
         self._version = version
         self._published.send()
         self._wake()

@@ -20,6 +20,7 @@ import structlog
 
 from fd_async.errors import EngineError, PushRefused
 from fd_async.evaluation import evaluate_suite
+from fd_async.pipeline.accounts import Accounts
 from fd_async.pipeline.buffer import Group
 from fd_async.pipeline.checkpoints import Checkpoints
 from fd_async.pipeline.guard import Guard
@@ -56,6 +57,9 @@ class TrainingLoop:
         self._started = anyio.current_time()
         self._evaluated: int | None = None
         """Step of the last full evaluation."""
+        self.accounts = Accounts(parts, state, lag)
+        self.is_between_steps = True
+        """Whether the learner's state is that of `state.step`, with its batch in the ledger."""
         self.checkpoints = Checkpoints(
             parts.run_dir / "checkpoints",
             parts.learner,
@@ -68,7 +72,7 @@ class TrainingLoop:
     async def start(self) -> None:
         """Serve exactly the learner's weights, then evaluate them."""
         state, config = self._state, self._parts.config
-        state.buffer.note = self._parts.ledger.note
+        state.buffer.listen(self._parts.ledger.note)
         self._parts.ledger.note("started", fingerprint(config), state.step)
         state.phase = "first push"
         with self._at("push", "pushing"):
@@ -122,6 +126,7 @@ class TrainingLoop:
             samples, facts = await anyio.to_thread.run_sync(
                 build_samples, groups, parts.renderer, parts.config, state.step
             )
+            self.is_between_steps = False
             report = await parts.learner.step(samples, step=step)
             row = {"step": step} | report.metrics | attempts_row([item.rollout for item in items])
             row |= await self._guard.heed(row)
@@ -133,8 +138,10 @@ class TrainingLoop:
         for item in items:
             state.move_tokens(item.rollout, "trained")
         state.step = step
+        self.is_between_steps = True
         push = await self._push(staged)
         clock.mark("push")
+        row |= await self.accounts.row(push)
         row = step_row(parts, state, items, row, push, facts, clock, self._lag)
         every = parts.config.eval.every_steps
         last = step == parts.config.run.max_steps
