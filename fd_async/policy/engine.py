@@ -42,8 +42,8 @@ class Engine(Protocol):
             top_p: nucleus; 1 keeps log-probs exact.
             request_id: unique among the requests under way.
             seed: of the sampling.
-            salvage: called with what was sampled (`finish_reason` "abort") when the call is cancelled, so that whoever
-                continues the attempt need not sample it again.
+            salvage: called with what was sampled (`finish_reason` "abort") when the call is cancelled or fails, so that
+                whoever continues the attempt need not sample it again; not called if nothing was.
 
         Raises:
             EngineDied: the engine's process is gone.

@@ -9,6 +9,9 @@ from pathlib import Path
 
 from fd_async.config.schema import Policy
 
+_MOST_SOCKET_FOLDER_CHARS = 107 - len("/") - 36
+"""The system bounds the path of a socket; vLLM names it by a UUID."""
+
 
 def engine_environment(model_path: str, config: Policy, logging_file: Path) -> dict[str, str]:
     """Return the variables of an engine's processes.
@@ -16,8 +19,9 @@ def engine_environment(model_path: str, config: Policy, logging_file: Path) -> d
     Args:
         model_path: a local folder turns the Hugging Face hub off.
         config: `gpus` empty means the CPU build.
-        logging_file: JSON file with vLLM's logging configuration.
+        logging_file: JSON file with vLLM's logging configuration; what vLLM leaves behind lies beside it.
     """
+    scratch = logging_file.parent
     variables = {
         "VLLM_LOGGING_CONFIG_PATH": str(logging_file),
         "VLLM_ENGINE_READY_TIMEOUT_S": str(max(1, int(config.start_timeout_s))),
@@ -25,7 +29,10 @@ def engine_environment(model_path: str, config: Policy, logging_file: Path) -> d
         "VLLM_DO_NOT_TRACK": "1",
         "VLLM_HOST_IP": "127.0.0.1",
         "TOKENIZERS_PARALLELISM": "false",
+        "TMPDIR": str(scratch),
     }
+    if len(str(scratch)) <= _MOST_SOCKET_FOLDER_CHARS:
+        variables["VLLM_RPC_BASE_PATH"] = str(scratch)
     if Path(model_path).is_dir():
         variables |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     if config.gpus:

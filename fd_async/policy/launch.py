@@ -22,6 +22,7 @@ from fd_async.config.schema import Policy
 from fd_async.errors import EngineError
 from fd_async.policy.child import do_without_torchvision, logging_config
 from fd_async.policy.environment import engine_environment, temporary_environment
+from fd_async.policy.leftovers import remove_shared_files, shared_files
 from fd_async.scratch import scratch_folder
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ _SHUTDOWN_S = 20.0
 _PROCESS_NAMES = ("EngineCore", "VLLM_DP")
 """How vLLM calls the processes that it starts here: cores, and the coordinator of several engines."""
 _ERROR_LINE = re.compile(r"(\w+(?:Error|Exception): .*)")
-_MOST_LOG_BYTES = 64 << 20
+_LAST_LOG_BYTES = 1 << 20
 _starting = anyio.Lock()
 """One start at a time: the environment belongs to the whole process."""
 
@@ -48,13 +49,12 @@ class RunningEngine:
         log: where all of them write, and its length before they did.
     """
 
-    def __init__(
-        self, llm: AsyncLLM, counters: Counters, children: list[BaseProcess], log: tuple[Path, int]
-    ) -> None:
+    def __init__(self, llm: AsyncLLM, counters: Counters, children: list[BaseProcess], log: tuple[Path, int]) -> None:
         self.llm = llm
         self.counters = counters
         self.children = children
         self.processes = _with_descendants(children)
+        self._shared_files = shared_files(self.processes)
         self.log = log
 
     def kill(self) -> None:
@@ -82,6 +82,7 @@ class RunningEngine:
                 await anyio.to_thread.run_sync(self.llm.engine_core.resources.ctx.destroy, 0, abandon_on_cancel=True)
             self.llm.shutdown = _do_nothing  # vLLM would call it again when the interpreter ends, and fail
             await anyio.to_thread.run_sync(_kill, self.processes)
+            remove_shared_files(self._shared_files)
 
 
 @asynccontextmanager
@@ -258,15 +259,15 @@ def _kill(processes: list[psutil.Process], wait_s: float = 5.0) -> None:
 
 def _cause(error: BaseException, log_file: Path, log_start: int) -> str:
     """Return the line that says why: the engine's processes log it, the front end says only that they failed."""
-    return str(error) if "root cause" not in str(error) else first_error(log_file, log_start) or str(error)
+    errors = logged_errors(log_file, log_start) if "root cause" in str(error) else []
+    return errors[0] if errors else str(error)
 
 
-def first_error(log_file: Path, log_start: int) -> str:
-    """Return the first error that vLLM's processes logged after the log had that length; empty if there is none."""
+def logged_errors(log_file: Path, start: int) -> list[str]:
+    """Return the lines of vLLM's log that name an exception, of its last part and from byte `start` on."""
     if not log_file.exists():
-        return ""
+        return []
     with log_file.open("rb") as log:
-        log.seek(log_start)
-        lines = log.read(_MOST_LOG_BYTES).decode(errors="replace").splitlines()
-    causes = (match[1] for line in lines if "root cause" not in line and (match := _ERROR_LINE.search(line)))
-    return next(causes, "")
+        log.seek(max(start, log_file.stat().st_size - _LAST_LOG_BYTES))
+        lines = log.read().decode(errors="replace").splitlines()
+    return [match[1] for line in lines if "root cause" not in line and (match := _ERROR_LINE.search(line))]

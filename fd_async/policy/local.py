@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ from fd_async.errors import AlignmentError, EngineDied, EngineError, PushFailed,
 from fd_async.policy.contract import read_contract
 from fd_async.policy.engine import Send
 from fd_async.policy.launch import RunningEngine, running_engine
+from fd_async.policy.outputs import completion_of, sampled_so_far
 from fd_async.policy.push import Pusher
-from fd_async.types import Completion, PushReport, StagedWeights, VersionSpan
+from fd_async.policy.watch import end_of
+from fd_async.types import Completion, PushReport, StagedWeights
 
-_FINISHED = ("stop", "length", "abort")
 _ABORT_S = 5.0
 
 
@@ -80,11 +81,16 @@ class LocalEngine:
         self._pusher = pusher
         self._version = 0
         self._num_pushes = 0
-        self._suspect = ""
+        self._suspect = self._dead = ""
         self._pushing = anyio.Lock()
         self._gate = anyio.Event()
         self._gate.set()
         self._open_requests: set[anyio.CancelScope] = set()
+        self._states: dict[str, Any] = {}
+        """What vLLM's front end knows of each `generate` under way."""
+        self._num_holds = 0
+        self._unproven: int | None = None
+        """Version whose probe has not agreed yet."""
         self._score_ids = itertools.count()
 
     @property
@@ -108,6 +114,7 @@ class LocalEngine:
         top_p: float,
         request_id: str,
         seed: int | None = None,
+        salvage: Callable[[Completion], None] | None = None,
     ) -> Completion:
         """See `Engine.generate`."""
         from vllm import SamplingParams
@@ -125,10 +132,33 @@ class LocalEngine:
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        with self._request(f"generate {request_id}"):
-            await self._pass_gate()
-            output = (await self._run(prompt_ids, params, request_id)).outputs[0]
-        return _completion(output, request_id)
+        try:
+            with self._request(f"generate {request_id}"):
+                await self._pass_gate()
+                output = (await self._run(prompt_ids, params, request_id)).outputs[0]
+        except BaseException:
+            sampled = self.partial(request_id)
+            if salvage is not None and sampled is not None:
+                salvage(sampled)
+            raise
+        finally:
+            self._states.pop(request_id, None)
+        return completion_of(output, request_id)
+
+    def partial(self, request_id: str) -> Completion | None:
+        """See `Engine.partial`."""
+        state = self._states.get(request_id)
+        return None if state is None else sampled_so_far(state, self._unproven)
+
+    async def watch(self) -> str:
+        """Wait until the engine is lost and return why."""
+        return await end_of(self._running, self._config, lambda: self._num_holds)
+
+    def kill(self, reason: str) -> None:
+        """Kill the engine's processes; every call under way raises `EngineDied`, and so does every later one."""
+        self._dead = self._dead or reason
+        self._running.kill()
+        self._end_requests()
 
     async def score(self, token_ids: list[int]) -> list[float]:
         """See `Engine.score`."""
@@ -141,23 +171,30 @@ class LocalEngine:
         if self._pusher is None:
             raise PushRefused("this engine is a frozen copy and takes no pushes")
         async with self._pushing:
-            self._refuse_if_suspect()
+            self._refuse_if_lost()
             began = time.perf_counter()
             message = await self._pusher.check(staged, send)
             checked = time.perf_counter()
             self._gate = anyio.Event()
+            self._num_holds += 1
+            self._unproven = staged.version
             try:
                 stall_s, commit_s = await self._pusher.commit(staged, message, send)
                 # The prefix cache is keyed by tokens and salt: a new salt hides everything that old weights computed.
                 self._num_pushes += 1
                 committed = time.perf_counter()
                 max_abs = await self._probe(staged)
+            except PushRefused:
+                self._unproven = None
+                raise
             except (PushFailed, EngineDied) as error:
-                self._fail_all(str(error))
+                self._suspect = str(error)
+                self._end_requests()
                 raise
             finally:
+                self._num_holds += 1
                 self._gate.set()
-            self._version = staged.version
+            self._version, self._unproven = staged.version, None
             return PushReport(
                 version=staged.version,
                 stage_s=checked - began,
@@ -212,7 +249,7 @@ class LocalEngine:
             request_id: unique.
             data_parallel_rank: the engine that runs it; vLLM chooses where it is None.
         """
-        from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+        from vllm.v1.engine.exceptions import EngineDeadError
 
         limit = self._config.max_model_len
         if not prompt_ids or len(prompt_ids) + params.max_tokens > limit:
@@ -221,27 +258,35 @@ class LocalEngine:
                 f"do not fit policy.max_model_len = {limit}"
             )
         prompt: Any = {"prompt_token_ids": prompt_ids, "cache_salt": f"{self._version}.{self._num_pushes}"}
-        last: Any = None
         try:
-            running = self._llm.generate(prompt, params, request_id, data_parallel_rank=data_parallel_rank)
-            async with aclosing(running) as outputs:
-                async for output in outputs:
-                    last = output
+            # What `AsyncLLM.generate` does, which would throw away what was sampled before it lets a cancellation out.
+            queue = await self._llm.add_request(request_id, prompt, params, data_parallel_rank=data_parallel_rank)
+            self._states[request_id] = self._llm.output_processor.request_states.get(queue.request_id)
+            output: Any = queue.get_nowait() or await queue.get()
+            while not output.finished:
+                output = queue.get_nowait() or await queue.get()
         except anyio.get_cancelled_exc_class():
-            with anyio.move_on_after(_ABORT_S, shield=True):
-                await self._llm.abort(request_id)
+            await self._abort(request_id)
             raise
         except EngineDeadError as error:
             where = f"; see vLLM's log in {self._log_dir}" if self._log_dir else ""
             raise EngineDied(f"vLLM's engine process died while {request_id} ran{where}") from error
-        except (EngineGenerateError, ValueError) as error:
-            raise EngineError(f"vLLM failed request {request_id}: {error.__cause__ or error}") from error
-        return last
+        except Exception as error:  # vLLM hands over whatever went wrong inside
+            await self._abort(request_id)
+            failure = EngineDied if self._llm.errored else EngineError
+            raise failure(f"vLLM failed request {request_id}: {error}") from error
+        return output
+
+    async def _abort(self, request_id: str) -> None:
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        with anyio.move_on_after(_ABORT_S, shield=True), suppress(EngineDeadError):
+            await self._llm.abort(request_id)
 
     @contextmanager
     def _request(self, what: str) -> Iterator[None]:
-        """Bound a request in time, and end it at once when a push leaves the weights in doubt."""
-        self._refuse_if_suspect()
+        """Bound a request in time, and end it at once when the engine dies or a push leaves its weights in doubt."""
+        self._refuse_if_lost()
         deadline = anyio.current_time() + self._config.generate_timeout_s
         with anyio.CancelScope(deadline=deadline) as scope:
             self._open_requests.add(scope)
@@ -250,32 +295,18 @@ class LocalEngine:
             finally:
                 self._open_requests.discard(scope)
         if scope.cancelled_caught:
-            self._refuse_if_suspect()
+            self._refuse_if_lost()
             raise EngineError(
                 f"{what}: no end within policy.generate_timeout_s = {self._config.generate_timeout_s:g} s"
             )
-        self._refuse_if_suspect()
+        self._refuse_if_lost()
 
-    def _refuse_if_suspect(self) -> None:
+    def _refuse_if_lost(self) -> None:
+        if self._dead:
+            raise EngineDied(self._dead)
         if self._suspect:
             raise PushFailed(f"the engine's weights are in doubt, restart it: {self._suspect}")
 
-    def _fail_all(self, reason: str) -> None:
-        self._suspect = reason
+    def _end_requests(self) -> None:
         for scope in self._open_requests:
             scope.cancel()
-
-
-def _completion(output: Any, request_id: str) -> Completion:
-    """Turn vLLM's output into ours, checking that ids, log-probs and spans agree."""
-    token_ids = list(output.token_ids)
-    logprobs = list(output.logprobs.logprobs) if output.logprobs is not None else []
-    spans = [VersionSpan(int(span.version), span.start, span.end) for span in output.weight_versions or []]
-    edges = [0, *(span.end for span in spans)]
-    if len(logprobs) != len(token_ids) or [span.start for span in spans] != edges[:-1] or edges[-1] != len(token_ids):
-        raise AlignmentError(
-            f"request {request_id}: vLLM returned {len(token_ids)} ids, {len(logprobs)} log-probs, spans {spans}"
-        )
-    if output.finish_reason not in _FINISHED:
-        raise EngineError(f"request {request_id} ended with {output.finish_reason!r}")
-    return Completion(token_ids=token_ids, logprobs=logprobs, spans=spans, finish_reason=output.finish_reason)

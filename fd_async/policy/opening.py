@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 from fd_async.config.schema import RunConfig
 from fd_async.policy.engine import Engine
-from fd_async.policy.local import open_engine
+from fd_async.policy.local import LocalEngine, open_engine
+from fd_async.policy.supervised import supervised
 
 
 def _say_nothing(kind: str, text: str) -> None:
@@ -36,13 +37,24 @@ async def open_policy(
     Raises:
         EngineError: it did not start, or died for good.
     """
-    async with open_engine(
-        config.model.path,
-        config.policy,
-        dtype=config.model.dtype,
-        seed=config.run.seed,
-        stop_token_ids=stop_token_ids,
-        log_dir=log_dir,
-        frozen=frozen,
-    ) as engine:
+    if config.policy.engine == "servers" and not frozen:
+        from fd_async.policy.servers import open_servers
+
+        async with open_servers(config, stop_token_ids=stop_token_ids, log_dir=log_dir, on_event=on_event) as servers:
+            yield servers
+        return
+
+    def open_one() -> AbstractAsyncContextManager[LocalEngine]:
+        return open_engine(
+            config.model.path,
+            config.policy,
+            dtype=config.model.dtype,
+            seed=config.run.seed,
+            stop_token_ids=stop_token_ids,
+            log_dir=log_dir,
+            frozen=frozen,
+        )
+
+    log = str(log_dir / ("vllm_frozen.log" if frozen else "vllm.log"))
+    async with supervised(open_one, config.policy, stop_token_ids=stop_token_ids, log=log, on_event=on_event) as engine:
         yield engine

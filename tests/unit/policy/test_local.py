@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -14,9 +14,9 @@ import pytest
 from msgspec.structs import replace
 
 from fd_async.config.schema import Policy
-from fd_async.errors import PushFailed
+from fd_async.errors import EngineDied, EngineError, PushFailed
 from fd_async.policy.local import LocalEngine
-from fd_async.types import StagedWeights
+from fd_async.types import Completion, StagedWeights, VersionSpan
 from tests.fakes.collective import without_vllm
 from tests.unit.policy.test_manifest import staged
 
@@ -39,18 +39,56 @@ class Pushing:
         return 0.0, 0.0
 
 
+class Queue:
+    """Where vLLM puts what a request sampled; empty until `answer` is there."""
+
+    def __init__(self, request_id: str, answer: Any) -> None:
+        self.request_id, self.answer = request_id, answer
+
+    def get_nowait(self) -> Any:
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+    async def get(self) -> Any:
+        await anyio.sleep_forever()
+
+
 class Llm:
-    """Scores prompts as told, engine by engine."""
+    """Scores prompts as told, engine by engine; samples what `states` tells by request, and never ends that."""
+
+    errored = False
 
     def __init__(self, scores: dict[int | None, list[float]]) -> None:
         self.scores = scores
         self.salts: list[str] = []
+        self.aborted: list[str] = []
+        self.states: dict[str, Any] = {}
+        self.failure: Exception | None = None
+        self.output_processor = SimpleNamespace(request_states=self.states)
 
-    async def generate(
-        self, prompt: dict[str, Any], params: Any, request_id: str, *, data_parallel_rank: int | None = None
-    ) -> AsyncIterator[Any]:
+    async def add_request(
+        self, request_id: str, prompt: dict[str, Any], params: Any, *, data_parallel_rank: int | None = None
+    ) -> Queue:
         self.salts.append(prompt["cache_salt"])
-        yield SimpleNamespace(prompt_logprobs=SimpleNamespace(logprobs=self.scores[data_parallel_rank]))
+        if request_id in self.states:
+            return Queue(request_id, self.failure)
+        scored = SimpleNamespace(logprobs=self.scores[data_parallel_rank])
+        return Queue(request_id, SimpleNamespace(prompt_logprobs=scored, finished=True))
+
+    async def abort(self, request_id: str) -> None:
+        self.aborted.append(request_id)
+        if self.errored:
+            raise sys.modules["vllm.v1.engine.exceptions"].EngineDeadError
+
+
+def sampling(token_ids: list[int], logprobs: list[float], starts: list[tuple[str, int]]) -> Any:
+    """Make what vLLM's front end knows of a request."""
+    return SimpleNamespace(
+        detokenizer=SimpleNamespace(output_token_ids=token_ids),
+        logprobs_processor=SimpleNamespace(logprobs=SimpleNamespace(logprobs=logprobs)),
+        weight_version_starts=starts,
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -59,12 +97,14 @@ def vllm_modules(monkeypatch: pytest.MonkeyPatch) -> None:
     vllm = ModuleType("vllm")
     vllm.__dict__["SamplingParams"] = SimpleNamespace
     monkeypatch.setitem(sys.modules, "vllm", vllm)
-    sys.modules["vllm.v1.engine.exceptions"].__dict__["EngineGenerateError"] = RuntimeError
+    sampling_params = ModuleType("vllm.sampling_params")
+    sampling_params.__dict__["RequestOutputKind"] = SimpleNamespace(FINAL_ONLY=2)
+    monkeypatch.setitem(sys.modules, "vllm.sampling_params", sampling_params)
 
 
 def make_engine(llm: Llm, config: Policy = CONFIG) -> tuple[LocalEngine, Pushing]:
     pushing = Pushing()
-    running: Any = SimpleNamespace(llm=llm)
+    running: Any = SimpleNamespace(llm=llm, kill=lambda: None)
     return LocalEngine(running, config, [], pushing, Path("logs")), pushing  # type: ignore[arg-type]
 
 
@@ -106,3 +146,105 @@ async def test_a_request_that_comes_while_the_engine_is_held_starts_under_the_ne
         assert llm.salts == []
         pushing.may_end.set()
     assert llm.salts == ["0.1", "1.1"]
+
+
+async def generate(engine: LocalEngine, saved: list[Completion]) -> Completion:
+    return await engine.generate([1, 2], max_tokens=9, temperature=1.0, top_p=1.0, request_id="r", salvage=saved.append)
+
+
+SAMPLED = Completion(
+    token_ids=[5, 6, 7],
+    logprobs=[-1.0, -2.0, -3.0],
+    spans=[VersionSpan(0, 0, 2), VersionSpan(1, 2, 3)],
+    finish_reason="abort",
+)
+
+
+async def test_what_was_sampled_can_be_read_while_a_request_runs() -> None:
+    """Up to where vLLM's ids, log-probs and versions agree, and only while it runs."""
+    llm = Llm({})
+    llm.states["r"] = sampling([5, 6, 7, 8], [-1.0, -2.0, -3.0], [("0", 0), ("1", 2), ("2", 3)])
+    engine, _ = make_engine(llm)
+    saved: list[Completion] = []
+    async with anyio.create_task_group() as group:
+        group.start_soon(generate, engine, saved)
+        await anyio.wait_all_tasks_blocked()
+        assert engine.partial("r") == SAMPLED
+        assert engine.partial("another") is None
+        group.cancel_scope.cancel()
+    assert saved == [SAMPLED]
+    assert llm.aborted == ["r"]
+    assert engine.partial("r") is None
+
+
+@pytest.mark.parametrize("state", [sampling([], [], []), sampling([5], [], [("0", 0)]), sampling([5], [-1.0], [])])
+async def test_nothing_is_salvaged_where_nothing_is_whole(state: Any) -> None:
+    """No ids, no log-probs or no version: the request would have to start afresh."""
+    llm = Llm({})
+    llm.states["r"] = state
+    engine, _ = make_engine(llm)
+    saved: list[Completion] = []
+    async with anyio.create_task_group() as group:
+        group.start_soon(generate, engine, saved)
+        await anyio.wait_all_tasks_blocked()
+        assert engine.partial("r") is None
+        group.cancel_scope.cancel()
+    assert saved == []
+
+
+async def test_a_dead_engine_gives_up_what_it_sampled() -> None:
+    """Whether vLLM says so, its front end fails, or whoever watches kills it; an abort that fails changes nothing."""
+    dead = sys.modules["vllm.v1.engine.exceptions"].EngineDeadError()
+    for failure in (dead, KeyError("its front end failed"), None):
+        llm = Llm({})
+        llm.states["r"] = sampling([5, 6, 7], [-1.0, -2.0, -3.0], [("0", 0), ("1", 2)])
+        llm.failure, llm.errored = failure, True
+        engine, _ = make_engine(llm)
+        saved: list[Completion] = []
+        died: list[EngineDied] = []
+
+        async def ask(engine: LocalEngine = engine, saved: Any = saved, died: Any = died) -> None:
+            try:
+                await generate(engine, saved)
+            except EngineDied as error:
+                died.append(error)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(ask)
+            await anyio.wait_all_tasks_blocked()
+            engine.kill("it does not answer")
+        assert (len(died), saved) == (1, [SAMPLED])
+        with pytest.raises(EngineDied, match="does not answer"):
+            await engine.score([1, 2])
+
+
+async def test_a_request_that_vllm_fails_is_no_death() -> None:
+    """The engine lives: only this attempt is lost."""
+    llm = Llm({})
+    llm.states["r"], llm.failure = sampling([], [], []), ValueError("too long")
+    engine, _ = make_engine(llm)
+    with pytest.raises(EngineError, match="too long") as caught:
+        await generate(engine, [])
+    assert type(caught.value) is EngineError
+
+
+async def test_tokens_of_weights_that_no_probe_has_proven_are_not_kept(staged: StagedWeights) -> None:
+    """The push fails at its probe: what ran on under its weights may be anything."""
+    staged = replace(staged, version=1).sealed()
+    llm = Llm({None: [value - 9 for value in staged.probe_logprobs]})
+    llm.states["r"] = sampling([5, 6, 7], [-1.0, -2.0, -3.0], [("0", 0), ("1", 2)])
+    engine, pushing = make_engine(llm)
+    pushing.may_end.set()
+    saved: list[Completion] = []
+
+    async def ask() -> None:
+        with suppress(PushFailed):
+            await generate(engine, saved)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(ask)
+        await anyio.wait_all_tasks_blocked()
+        with pytest.raises(PushFailed):
+            await engine.push(staged)
+    (kept,) = saved
+    assert (kept.token_ids, kept.spans) == ([5, 6], [VersionSpan(0, 0, 2)])

@@ -1,0 +1,358 @@
+"""An engine that outlives its processes.
+
+    open ▸ bring the last weights ▸ serve ▸ lost: kill, close ▸ open ▸ ...
+
+One task opens engines one after another. An engine is lost when a process of it ends, when it does not answer, or when
+a push leaves its weights in doubt. Callers wait while the next one opens: a request goes on from the tokens that it
+has, a push is made again, a score is asked again. Deadlines count under a living engine only, and anew under each.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Literal, Protocol
+
+import anyio
+import msgspec
+from anyio.abc import TaskStatus
+
+from fd_async.config.schema import Policy
+from fd_async.errors import EngineDied, EngineError, PushFailed, PushRefused
+from fd_async.policy.engine import Engine, Send
+from fd_async.policy.outputs import joined
+from fd_async.types import Completion, PushReport, StagedWeights
+
+_LOST = (EngineDied, PushFailed)
+_DEATH_FOLLOWS_S = 1.0
+"""After vLLM gave up a request of its own accord: it does so when it is told to end."""
+_PAUSE_S = 1.0
+"""Before the second restart in a row, twice that before the third, and so on."""
+
+
+class MortalEngine(Engine, Protocol):
+    """An engine that says when it is lost."""
+
+    @property
+    def pids(self) -> list[int]:
+        """Its processes."""
+        ...
+
+    async def watch(self) -> str:
+        """Wait until it is lost and return why."""
+        ...
+
+    def kill(self, reason: str) -> None:
+        """End its processes at once; calls under way raise `EngineDied`."""
+        ...
+
+
+OpenEngine = Callable[[], AbstractAsyncContextManager[MortalEngine]]
+Listener = Callable[[str, str], None]
+
+
+class _Life:
+    """One engine, from its opening until it is lost."""
+
+    def __init__(self, engine: MortalEngine) -> None:
+        self.engine = engine
+        self.whole = anyio.Event()
+        """It has its weights: requests may run."""
+        self.lost = anyio.Event()
+        self.cause = ""
+        self.pushing = anyio.Lock()
+
+    def lose(self, cause: str) -> None:
+        self.cause = self.cause or cause
+        self.lost.set()
+
+
+class _Request:
+    """A `generate` call: what it asked for and what engines that are gone sampled for it."""
+
+    def __init__(self, max_tokens: int, stop_token_ids: list[int]) -> None:
+        self._max_tokens, self._stop_token_ids = max_tokens, stop_token_ids
+        self.sampled: Completion | None = None
+
+    def keep(self, part: Completion) -> None:
+        self.sampled = joined(self.sampled, part)
+
+    @property
+    def token_ids(self) -> list[int]:
+        return self.sampled.token_ids if self.sampled else []
+
+    def finished(self) -> Completion | None:
+        """Return the whole completion if nothing is left to sample: the engine died after the last token."""
+        if self.sampled is None:
+            return None
+        reason: Literal["stop", "length"]
+        if self.sampled.token_ids[-1] in self._stop_token_ids:
+            reason = "stop"
+        elif len(self.sampled.token_ids) >= self._max_tokens:
+            reason = "length"
+        else:
+            return None
+        return msgspec.structs.replace(self.sampled, finish_reason=reason)
+
+
+@asynccontextmanager
+async def supervised(
+    open_engine: OpenEngine,
+    config: Policy,
+    *,
+    stop_token_ids: list[int],
+    log: str,
+    on_event: Listener,
+) -> AsyncIterator[SupervisedEngine]:
+    """Keep an engine running for the length of the block; afterwards nothing of it is left.
+
+    Args:
+        open_engine: opens one.
+        config: the `[policy]` table.
+        stop_token_ids: as the engines have them.
+        log: name of the file that vLLM writes, for messages.
+        on_event: told of "engine_died" and "engine_restarted".
+
+    Raises:
+        EngineError: the first start failed.
+        EngineDied: more than `policy.max_restarts` engines were lost without a successful push between.
+    """
+    engine = SupervisedEngine(open_engine, config, stop_token_ids, log, on_event)
+    try:
+        async with anyio.create_task_group() as group:
+            await group.start(engine._run)
+            yield engine
+            group.cancel_scope.cancel()
+    except BaseExceptionGroup as failures:
+        if len(failures.exceptions) > 1:
+            raise
+        raise failures.exceptions[0] from failures.exceptions[0].__cause__
+
+
+class SupervisedEngine:
+    """An `Engine`; see the module docstring."""
+
+    def __init__(
+        self, open_engine: OpenEngine, config: Policy, stop_token_ids: list[int], log: str, on_event: Listener
+    ) -> None:
+        self._open_engine = open_engine
+        self._config = config
+        self._stop_token_ids = stop_token_ids
+        self._log = log
+        self._on_event = on_event
+        self._life: _Life | None = None
+        self._moved = anyio.Event()
+        self._ended = ""
+        self._accepted: tuple[StagedWeights, Send | None] | None = None
+        self._version = 0
+        self._deaths = 0
+        """Since the last push that a caller made and that succeeded."""
+        self._num_lives = 0
+        self._past_tokens = 0.0
+        self._requests: dict[str, _Request] = {}
+
+    @property
+    def weight_version(self) -> int:
+        return self._version
+
+    @property
+    def pids(self) -> list[int]:
+        """Processes of the present engine; none while there is none."""
+        return self._life.engine.pids if self._life else []
+
+    def statistics(self) -> dict[str, float]:
+        """Return `Engine.statistics` and `restarts`; requests that wait for an engine count as waiting."""
+        if self._life is None:
+            figures = {"running": 0.0, "waiting": float(len(self._requests)), "kv_usage": 0.0, "tokens_generated": 0.0}
+        else:
+            figures = self._life.engine.statistics()
+        tokens = self._past_tokens + figures["tokens_generated"]
+        return figures | {"tokens_generated": tokens, "restarts": max(0.0, self._num_lives - 1.0)}
+
+    async def generate(
+        self,
+        prompt_ids: list[int],
+        *,
+        max_tokens: int,
+        temperature: float,
+        top_p: float,
+        request_id: str,
+        seed: int | None = None,
+        salvage: Callable[[Completion], None] | None = None,
+    ) -> Completion:
+        """See `Engine.generate`. A seed repeats a sample only if no engine was lost on the way."""
+        request = self._requests[request_id] = _Request(max_tokens, self._stop_token_ids)
+        try:
+            while (finished := request.finished()) is None:
+                life = await self._living()
+                try:
+                    part = await life.engine.generate(
+                        prompt_ids + request.token_ids,
+                        max_tokens=max_tokens - len(request.token_ids),
+                        temperature=temperature,
+                        top_p=top_p,
+                        request_id=request_id,
+                        seed=_seed(seed, len(request.token_ids)),
+                        salvage=request.keep,
+                    )
+                except _LOST as error:
+                    life.lose(str(error))
+                    continue
+                if part.finish_reason != "abort" or not await _is_lost_soon(life):
+                    return joined(request.sampled, part)
+                if part.token_ids:
+                    request.keep(part)
+            return finished
+        except BaseException:
+            if salvage is not None and request.sampled is not None:
+                salvage(request.sampled)
+            raise
+        finally:
+            self._requests.pop(request_id, None)
+
+    def partial(self, request_id: str) -> Completion | None:
+        """See `Engine.partial`."""
+        request = self._requests.get(request_id)
+        if request is None:
+            return None
+        part = self._life.engine.partial(request_id) if self._life else None
+        return request.sampled if part is None else joined(request.sampled, part)
+
+    async def score(self, token_ids: list[int]) -> list[float]:
+        """See `Engine.score`."""
+        while True:
+            life = await self._living()
+            try:
+                return await life.engine.score(token_ids)
+            except _LOST as error:
+                life.lose(str(error))
+
+    async def push(self, staged: StagedWeights, send: Send | None = None) -> PushReport:
+        """See `Engine.push`; an engine that is lost in it is replaced, and the push made again."""
+        while True:
+            life = await self._living(whole=False)
+            async with life.pushing:
+                if life.lost.is_set():
+                    continue
+                try:
+                    report = await life.engine.push(staged, send)
+                except _LOST as error:
+                    life.lose(str(error))
+                    continue
+                self._accepted, self._version, self._deaths = (staged, send), staged.version, 0
+                life.whole.set()
+                self._move()
+                return report
+
+    async def _living(self, *, whole: bool = True) -> _Life:
+        """Wait for an engine, `whole` for one that has its weights."""
+        while True:
+            if self._ended:
+                raise EngineDied(self._ended)
+            life = self._life
+            if life and not life.lost.is_set() and (life.whole.is_set() or not whole):
+                return life
+            await self._moved.wait()
+
+    def _move(self) -> None:
+        """Have everybody who waits look again."""
+        self._moved.set()
+        self._moved = anyio.Event()
+
+    async def _run(self, *, task_status: TaskStatus[None]) -> None:
+        """Open engines one after another; ends only by an error or when it is cancelled."""
+        while True:
+            began = time.monotonic()
+            try:
+                async with self._open_engine() as engine:
+                    if not self._num_lives:
+                        task_status.started()
+                    cause = await self._live(_Life(engine), began)
+            except (EngineError, OSError) as error:
+                if not self._num_lives:
+                    raise
+                cause = f"the restart failed: {error}"
+                self._on_event("engine_died", cause)
+            self._count_death(cause)
+            await anyio.sleep(_PAUSE_S * (self._deaths - 1))
+
+    async def _live(self, life: _Life, began: float) -> str:
+        """Serve until the engine is lost; return why, when its processes are killed and its calls ended."""
+        self._life = life
+        self._num_lives += 1
+        self._move()
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._watch, life)
+            group.start_soon(self._restore, life, began)
+            await life.lost.wait()
+            self._on_event("engine_died", life.cause)
+            life.engine.kill(life.cause)
+            group.cancel_scope.cancel()
+        self._past_tokens += life.engine.statistics()["tokens_generated"]
+        self._life = None
+        return life.cause
+
+    async def _watch(self, life: _Life) -> None:
+        life.lose(await life.engine.watch())
+
+    async def _restore(self, life: _Life, began: float) -> None:
+        """Bring the last weights to a new engine, then let requests in."""
+        if self._accepted is None:
+            life.whole.set()
+        else:
+            refusal = await self._push_again(life, *self._accepted)
+            with anyio.move_on_after(self._config.push_timeout_s):
+                await life.whole.wait()  # the learner removes staged weights when it stages others, which come next
+            if not life.whole.is_set():
+                limit = f"policy.push_timeout_s = {self._config.push_timeout_s:g} s"
+                life.lose(f"its weights could not be brought back ({refusal}) and no others came within {limit}")
+                return
+        if self._num_lives > 1:
+            seconds = time.monotonic() - began
+            self._on_event("engine_restarted", f"weight version {self._version}, after {seconds:.1f} s")
+        self._move()
+
+    async def _push_again(self, life: _Life, staged: StagedWeights, send: Send | None) -> str:
+        """Push what the last engine had, unless a caller was faster; return why it was refused, or nothing."""
+        async with life.pushing:
+            if life.whole.is_set():
+                return ""
+            try:
+                await life.engine.push(staged, send)
+            except PushRefused as refusal:
+                return str(refusal)
+            except _LOST as error:
+                life.lose(str(error))
+                return str(error)
+            life.whole.set()
+            return ""
+
+    def _count_death(self, cause: str) -> None:
+        self._deaths += 1
+        limit = self._config.max_restarts
+        if self._config.push == "nccl" and self._accepted is not None:
+            why = 'policy.push = "nccl" cannot take a new engine into its group; resume the run, or take "shm"'
+        elif self._deaths > limit:
+            why = f"{_times(self._deaths)} without a successful push between (policy.max_restarts = {limit})"
+        else:
+            return
+        self._ended = f"vLLM was lost: {why}; last: {cause}; see {self._log}"
+        self._move()
+        raise EngineDied(self._ended)
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
+
+
+def _seed(seed: int | None, num_sampled: int) -> int | None:
+    """Return the seed of a part: the same random numbers again would tie its tokens to the first part's."""
+    return seed if seed is None or not num_sampled else random.Random(f"{seed} {num_sampled}").getrandbits(31)
+
+
+async def _is_lost_soon(life: _Life) -> bool:
+    with anyio.move_on_after(_DEATH_FOLLOWS_S):
+        await life.lost.wait()
+    return life.lost.is_set()
