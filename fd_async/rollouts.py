@@ -6,7 +6,8 @@
               append tool ids ◀─ tools ─▶ proved? ─▶ solved
 
 Invariants: ids go in and ids come out (nothing is decoded and encoded again); tool output counts against the response
-budget and is never a training target; an infrastructure failure ends the attempt as `failed`, not as a reward of 0.
+budget and is never a training target; an infrastructure failure ends the attempt as `failed`, not as a reward of 0; an
+attempt that is cut goes on elsewhere from its tokens and its files, and its deadline counts the seconds of all lives.
 """
 
 from __future__ import annotations
@@ -21,55 +22,83 @@ import anyio.to_thread
 import msgspec
 
 from fd_async.config.schema import RolloutTable
-from fd_async.errors import AlignmentError, EngineDied, EngineError, PushFailed, VerifierError
+from fd_async.errors import EngineDied, EngineError, PushFailed, VerifierError
 from fd_async.policy.engine import Engine
 from fd_async.rendering import Renderer
-from fd_async.types import Completion, EndReason, Rollout, Ticket, ToolResult, Turn, Verdict, VersionSpan
+from fd_async.transcript import Finish, Transcript
+from fd_async.types import (
+    Completion,
+    EndReason,
+    PartialRollout,
+    Rollout,
+    Ticket,
+    ToolCall,
+    ToolResult,
+    ToolState,
+    Verdict,
+)
 from fd_async.verifier.tools.search import Search
 from fd_async.verifier.tools.toolbox import Toolbox
 from fd_async.verifier.verifier import Verifier
 
 StageListener = Callable[[str], None]
+Keep = Callable[[PartialRollout], None]
 
 
-class _Transcript:
-    """The growing completion of one attempt; every append keeps the parallel lists aligned."""
+class UnderWay:
+    """An attempt between its start and its record; its runner can say at any moment how far it has come."""
 
-    def __init__(self) -> None:
-        self.ids: list[int] = []
-        self.mask: list[bool] = []
-        self.logprobs: list[float] = []
-        self.spans: list[VersionSpan] = []
-        self.turns: list[Turn] = []
+    def __init__(
+        self, ticket: Ticket, admitted_version: int, prompt_ids: list[int], partial: PartialRollout | None
+    ) -> None:
+        self.ticket = ticket
+        self.prompt_ids = prompt_ids
+        self.transcript = Transcript(partial)
+        self.tools = partial.tools if partial else ToolState()
+        """As at the end of the last turn: a turn whose tools were cut runs them again."""
+        self.request_id = ""
+        """Of the `generate` call under way."""
+        self._admitted_version = partial.admitted_version if partial else admitted_version
+        self._earlier_s = partial.seconds if partial else 0.0
+        self._started = self.turn_started = anyio.current_time()
 
-    def append_completion(self, completion: Completion, text: str, seconds: float) -> None:
-        start, length = len(self.ids), len(completion.token_ids)
-        if len(completion.logprobs) != length or sum(s.end - s.start for s in completion.spans) != length:
-            raise AlignmentError(
-                f"engine returned {length} ids, {len(completion.logprobs)} log-probs, {completion.spans}"
-            )
-        self.ids += completion.token_ids
-        self.mask += [True] * length
-        self.logprobs += completion.logprobs
-        self.spans += [VersionSpan(s.version, s.start + start, s.end + start) for s in completion.spans]
-        self.turns.append(Turn(role="assistant", start=start, end=len(self.ids), text=text, seconds=seconds))
+    @property
+    def seconds(self) -> float:
+        """Spent on this attempt, in this process and in those before."""
+        return self._earlier_s + anyio.current_time() - self._started
 
-    def append_tool(self, ids: list[int], name: str, result: ToolResult) -> None:
-        """Record a tool's answer; `ids` may be empty when the attempt ends with it."""
-        start = len(self.ids)
-        self.ids += ids
-        self.mask += [False] * len(ids)
-        self.logprobs += [0.0] * len(ids)
-        self.turns.append(
-            Turn(
-                role="tool",
-                start=start,
-                end=len(self.ids),
-                text=result.text,
-                tool=name,
-                ok=result.ok,
-                seconds=result.seconds,
-            )
+    @property
+    def turn_s(self) -> float:
+        """Spent on sampling the open turn, likewise."""
+        return self.transcript.open_s + anyio.current_time() - self.turn_started
+
+    def cut(self, completion: Completion) -> None:
+        """Take what the request under way had sampled when it was cut."""
+        self.request_id = ""
+        self.transcript.open_s = self.turn_s
+        self.turn_started = anyio.current_time()
+        self.transcript.add_sampled(completion)
+
+    def snapshot(self, sampled: Completion | None = None) -> PartialRollout:
+        """Return what continues this attempt, with what a request under way has sampled so far."""
+        transcript, open_s = self.transcript, self.transcript.open_s
+        if sampled is not None:
+            transcript, open_s = transcript.copy(), self.turn_s
+            transcript.add_sampled(sampled)
+        return PartialRollout(
+            id=self.ticket.id,
+            ordinal=self.ticket.ordinal,
+            sample=self.ticket.sample,
+            admitted_version=self._admitted_version,
+            prompt_ids=self.prompt_ids,
+            completion_ids=transcript.ids[:],
+            logprobs=transcript.logprobs[:],
+            spans=transcript.spans[:],
+            turns=transcript.turns[:],
+            tools=self.tools,
+            finish=transcript.finish,
+            seconds=self.seconds,
+            open_s=open_s,
         )
 
 
@@ -107,22 +136,68 @@ class RolloutRunner:
         self._search = search
         self._config = config
         self._scratch = scratch
+        self._under_way: dict[str, tuple[UnderWay, Keep]] = {}
 
-    async def run(self, ticket: Ticket, *, temperature: float, on_stage: StageListener = lambda _: None) -> Rollout:
+    async def run(
+        self,
+        ticket: Ticket,
+        *,
+        temperature: float,
+        on_stage: StageListener = lambda _: None,
+        admitted_version: int = 0,
+        partial: PartialRollout | None = None,
+        keep: Keep | None = None,
+    ) -> Rollout:
         """Run one attempt to its end and return its record.
+
+        Args:
+            ticket: of the attempt.
+            temperature: of the sampling.
+            on_stage: hears where the attempt is.
+            admitted_version: for `keep`; that of `partial` where there is one.
+            partial: goes on from there; see `can_continue`.
+            keep: takes how far the attempt is: at the end of each turn, and when the attempt is cancelled or fails by
+                the engine, with every token that was sampled; must return at once.
 
         Raises:
             EngineError: the engine died or its weights are in doubt; nothing about this attempt is recorded.
         """
-        transcript, end = _Transcript(), _End()
         prompt_ids = await anyio.to_thread.run_sync(self._renderer.student_prompt, ticket.statement)
-        started = anyio.current_time()
+        attempt = UnderWay(ticket, admitted_version, prompt_ids, partial)
+        if keep is None:
+            return await self._run(attempt, temperature, on_stage, lambda _: None)
+        self._under_way[ticket.id] = attempt, keep
+        try:
+            return await self._run(attempt, temperature, on_stage, keep)
+        except BaseException:
+            keep(attempt.snapshot(self._sampled(attempt)))
+            raise
+        finally:
+            del self._under_way[ticket.id]
+
+    def keep_sampled(self) -> None:
+        """Give every attempt that samples now to its `keep`, with the tokens of the open turn."""
+        for attempt, keep in self._under_way.values():
+            if sampled := self._sampled(attempt):
+                keep(attempt.snapshot(sampled))
+
+    async def can_continue(self, ticket: Ticket, partial: PartialRollout) -> bool:
+        """Say whether an attempt that another process began is one that this configuration could have begun."""
+        prompt_ids = await anyio.to_thread.run_sync(self._renderer.student_prompt, ticket.statement)
+        fits = len(partial.completion_ids) <= self._config.max_response_tokens
+        return fits and list(partial.prompt_ids) == prompt_ids
+
+    def _sampled(self, attempt: UnderWay) -> Completion | None:
+        return self._engine.partial(attempt.request_id) if attempt.request_id else None
+
+    async def _run(self, attempt: UnderWay, temperature: float, on_stage: StageListener, keep: Keep) -> Rollout:
+        ticket, prompt_ids, transcript, end = attempt.ticket, attempt.prompt_ids, attempt.transcript, _End()
         if len(prompt_ids) > self._config.max_prompt_tokens:
             limit = f"rollout.max_prompt_tokens = {self._config.max_prompt_tokens}"
             end.fail("prompt_too_long", f"the prompt has {len(prompt_ids)} tokens, {limit}")
         else:
             try:
-                await self._attempt(ticket, prompt_ids, transcript, end, temperature, on_stage)
+                await self._attempt(attempt, end, temperature, on_stage, keep)
             except TimeoutError:
                 end.fail("timeout", f"not done within rollout.timeout_s = {self._config.timeout_s:g} s")
             except (EngineDied, PushFailed):
@@ -139,16 +214,16 @@ class RolloutRunner:
             suite=ticket.suite,
             statement=ticket.statement,
             prompt_ids=prompt_ids,
-            completion_ids=transcript.ids,
-            sampled_mask=transcript.mask,
-            logprobs=transcript.logprobs,
+            completion_ids=transcript.ids.tolist(),
+            sampled_mask=transcript.sampled_mask(),
+            logprobs=transcript.logprobs.tolist(),
             spans=transcript.spans,
             turns=transcript.turns,
             verdict=end.verdict,
             end_reason=end.reason,
             failure=end.failure,
             final_file=end.file,
-            seconds=anyio.current_time() - started,
+            seconds=attempt.seconds,
             generate_s=sum(turn.seconds for turn in transcript.turns if turn.role == "assistant"),
             tool_s=sum(turn.seconds for turn in transcript.turns if turn.role == "tool"),
         )
@@ -162,29 +237,22 @@ class RolloutRunner:
         return msgspec.structs.replace(rollout, verdict=verdict, end_reason=end)
 
     async def _attempt(
-        self,
-        ticket: Ticket,
-        prompt_ids: list[int],
-        transcript: _Transcript,
-        end: _End,
-        temperature: float,
-        on_stage: StageListener,
+        self, attempt: UnderWay, end: _End, temperature: float, on_stage: StageListener, keep: Keep
     ) -> None:
         """Converse and judge in a folder of its own, inside the attempt's deadline."""
         folder = Path(await anyio.to_thread.run_sync(lambda: tempfile.mkdtemp(dir=self._scratch)))
         try:
             toolbox = Toolbox(
                 folder=folder,
-                statement=ticket.statement,
+                statement=attempt.ticket.statement,
                 verifier=self._verifier,
                 search=self._search,
                 output_chars=self._config.tool_output_chars,
-                caller=ticket.id,
+                caller=attempt.ticket.id,
             )
-            with anyio.fail_after(self._config.timeout_s):
-                end.reason, verdict = await self._converse(
-                    ticket, prompt_ids, transcript, toolbox, temperature, on_stage
-                )
+            with anyio.fail_after(self._config.timeout_s - attempt.seconds):
+                await toolbox.restore(attempt.tools)
+                end.reason, verdict = await self._converse(attempt, toolbox, temperature, on_stage, keep)
                 if verdict is None:
                     on_stage("tools")
                     verdict = await toolbox.final_verdict()
@@ -198,53 +266,72 @@ class RolloutRunner:
                 await anyio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
 
     async def _converse(
-        self,
-        ticket: Ticket,
-        prompt_ids: list[int],
-        transcript: _Transcript,
-        toolbox: Toolbox,
-        temperature: float,
-        on_stage: StageListener,
+        self, attempt: UnderWay, toolbox: Toolbox, temperature: float, on_stage: StageListener, keep: Keep
     ) -> tuple[EndReason, Verdict | None]:
         """Alternate generation and tools until something ends the attempt; return the verdict if a check ended it."""
-        config, renderer = self._config, self._renderer
-        for turn in range(config.max_turns):
-            budget = config.max_response_tokens - len(transcript.ids)
-            if budget <= 0:
+        config, transcript = self._config, attempt.transcript
+        while True:
+            if not transcript.awaits_tools:
+                if transcript.num_turns >= config.max_turns:
+                    return "turn_budget", None
+                if len(transcript.ids) >= config.max_response_tokens and len(transcript.ids) == transcript.turn_start:
+                    return "token_budget", None
+                on_stage("generating")
+                await self._sample_turn(attempt, temperature)
+                keep(attempt.snapshot())
+            if transcript.finish == "length":
                 return "token_budget", None
-            on_stage("generating")
-            started = anyio.current_time()
-            completion = await self._engine.generate(
-                prompt_ids + transcript.ids,
-                max_tokens=budget,
-                temperature=temperature,
-                top_p=config.top_p if ticket.purpose == "train" else 1.0,
-                request_id=f"{ticket.id}-t{turn}",
-            )
-            if completion.finish_reason == "abort":
-                raise EngineError(f"the engine gave up {ticket.id} in turn {turn}")
-            text = await anyio.to_thread.run_sync(renderer.decode, completion.token_ids)
-            transcript.append_completion(completion, text, anyio.current_time() - started)
-            if completion.finish_reason == "length":
-                return "token_budget", None
-            calls = renderer.parse_tool_calls(text)
+            calls = self._renderer.parse_tool_calls(transcript.turns[-1].text)
             if not calls:
                 return "stopped", None
             on_stage("tools")
-            results = []
-            for call in calls:
-                result = await toolbox.call(call)
-                results.append((call.name or "malformed", result))
-                if result.verdict is not None and (result.verdict.is_proved or result.verdict.is_infrastructure):
-                    for name, earlier in results:
-                        transcript.append_tool([], name, earlier)
-                    return ("solved" if result.verdict.is_proved else "failed"), result.verdict
-            closed = completion.token_ids[-1] in renderer.stop_token_ids
-            ids = await anyio.to_thread.run_sync(
-                lambda results=results, closed=closed: renderer.tool_result_ids(
-                    [r.text for _, r in results], closed=closed
-                )
+            verdict = await self._answer(transcript, toolbox, calls)
+            if verdict is not None:
+                return ("solved" if verdict.is_proved else "failed"), verdict
+            attempt.tools = toolbox.state
+            keep(attempt.snapshot())
+
+    async def _sample_turn(self, attempt: UnderWay, temperature: float) -> None:
+        """Sample the next turn, or the rest of one that was cut, to its end."""
+        config, transcript, renderer = self._config, attempt.transcript, self._renderer
+        attempt.turn_started = anyio.current_time()
+        num_open = len(transcript.ids) - transcript.turn_start
+        budget = config.max_response_tokens - len(transcript.ids)
+        finish: Finish = ""
+        if num_open:  # what was cut may have been complete
+            finish = "stop" if transcript.ids[-1] in renderer.stop_token_ids else "length" if budget <= 0 else ""
+        if not finish:
+            name = f"{attempt.ticket.id}-t{transcript.num_turns}"
+            attempt.request_id = f"{name}-{num_open}" if num_open else name
+            completion = await self._engine.generate(
+                attempt.prompt_ids + transcript.ids.tolist(),
+                max_tokens=budget,
+                temperature=temperature,
+                top_p=config.top_p if attempt.ticket.purpose == "train" else 1.0,
+                request_id=attempt.request_id,
+                salvage=attempt.cut,
             )
-            for index, (name, result) in enumerate(results):  # one block of ids answers all calls of the turn
-                transcript.append_tool(ids if index == 0 else [], name, result)
-        return "turn_budget", None
+            if completion.finish_reason == "abort":
+                raise EngineError(f"the engine gave up {attempt.request_id}")
+            finish, attempt.request_id = completion.finish_reason, ""
+            transcript.add_sampled(completion)
+        text = await anyio.to_thread.run_sync(renderer.decode, transcript.ids[transcript.turn_start :].tolist())
+        transcript.close_turn(text, finish, attempt.turn_s)
+
+    async def _answer(self, transcript: Transcript, toolbox: Toolbox, calls: list[ToolCall]) -> Verdict | None:
+        """Run the calls of a turn and append what they say; return the verdict if one of them ends the attempt."""
+        results: list[tuple[str, ToolResult]] = []
+        for call in calls:
+            result = await toolbox.call(call)
+            results.append((call.name or "malformed", result))
+            if result.verdict is not None and (result.verdict.is_proved or result.verdict.is_infrastructure):
+                for name, earlier in results:
+                    transcript.add_tool([], name, earlier)
+                return result.verdict
+        closed = transcript.ids[-1] in self._renderer.stop_token_ids
+        ids = await anyio.to_thread.run_sync(
+            lambda: self._renderer.tool_result_ids([r.text for _, r in results], closed=closed)
+        )
+        for index, (name, result) in enumerate(results):  # one block of ids answers all calls of the turn
+            transcript.add_tool(ids if index == 0 else [], name, result)
+        return None

@@ -9,7 +9,8 @@ An accepted proof is judged once more before anyone learns from it: a revoked on
 then is feedback asked for. No slot is held meanwhile. A resume audits again what was recorded and neither audited nor
 given feedback.
 
-Every ticket ends in exactly one terminal record: trained, or dropped with a named cause.
+Every ticket ends in exactly one terminal record: trained, or dropped with a named cause. An attempt that is cut off
+before goes on in the next process, or in this one after a restart of the learner, from its recorded tokens.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ from fd_async.errors import (
     VerifierError,
 )
 from fd_async.pipeline.admission import Admission
+from fd_async.pipeline.recorder import Recorder
 from fd_async.pipeline.state import Finished, Parts, RunState, drop_attempt
-from fd_async.types import Feedback, Rollout, Ticket
+from fd_async.types import Feedback, PartialRollout, Rollout, Ticket
 
 log = structlog.get_logger(__name__)
 
@@ -53,6 +55,7 @@ class AttemptLoops:
         self._admission = state.admission = Admission(
             parts.config, slots=state.buffer, engine=parts.engine, verifier=parts.verifier, provider=parts.provider
         )
+        self._recorder = Recorder(parts.ledger, parts.runner, parts.config.rollout.record_every_s)
         self._skip: set[int] = set()
         """Ordinals that the ledger already knows."""
         self._asking: WeakValueDictionary[str, anyio.Lock] = WeakValueDictionary()
@@ -65,6 +68,7 @@ class AttemptLoops:
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._admission.run)
+                tasks.start_soon(self._recorder.run)
                 await self._continue_queued(tasks)
                 await self._admit(tasks)
         except BaseExceptionGroup as group:
@@ -96,25 +100,31 @@ class AttemptLoops:
     async def _continue_queued(self, tasks: TaskGroup) -> None:
         """Put the ledger's open groups back and start what they lack; nothing recorded is generated or bought again."""
         state = self._state
-        seen, queued = await anyio.to_thread.run_sync(self._read_ledger)
-        self._skip = set(seen)
-        for ordinal, outcomes in sorted(seen.items()):
+        seen, queued, begun = await anyio.to_thread.run_sync(self._read_ledger)
+        self._skip = set(seen) | {partial.ordinal for partial in begun.values()}
+        for ordinal in sorted(self._skip):
+            outcomes = seen.get(ordinal, {})
             if "trained" in outcomes.values():
                 continue
             records = queued.get(ordinal, [])
-            missing = [sample for sample in range(self._group_size) if sample not in outcomes]
+            missing = [self._ticket(ordinal, n) for n in range(self._group_size) if n not in outcomes]
             waiting = [record for record in records if self._is_unfinished(record)]
             ready = [Finished(r.rollout, r.feedback) for r in records if r not in waiting]
             if not missing and not waiting and len(ready) < state.buffer.min_items:
                 for item in ready:
                     await drop_attempt(self._parts, state, item.rollout, "group_too_small")
                 continue
-            version = min((record.admitted_version for record in records), default=state.step)
+            versions = [record.admitted_version for record in records]
+            versions += [begun[ticket.id].admitted_version for ticket in missing if ticket.id in begun]
             version = await state.buffer.restore(
-                ordinal, version, len(missing) + len(waiting), ready, generating=len(missing)
+                ordinal,
+                min(versions, default=state.step),
+                len(missing) + len(waiting),
+                ready,
+                generating=len(missing),
             )
-            for sample in missing:
-                tasks.start_soon(self._attempt_anew, self._ticket(ordinal, sample), version)
+            for ticket in missing:
+                tasks.start_soon(self._attempt_restored, ticket, version, begun.get(ticket.id))
             for record in waiting:
                 tasks.start_soon(self._audit_and_deliver, record.rollout)
 
@@ -123,8 +133,10 @@ class AttemptLoops:
         verdict = record.rollout.verdict
         return record.feedback is None and (self._fd or (verdict.is_proved and not verdict.audit))
 
-    def _read_ledger(self) -> tuple[dict[int, dict[int, str]], dict[int, list[QueuedRollout]]]:
-        """Take over the counts and return (ordinal -> sample -> outcome, ordinal -> queued attempts)."""
+    def _read_ledger(
+        self,
+    ) -> tuple[dict[int, dict[int, str]], dict[int, list[QueuedRollout]], dict[str, PartialRollout]]:
+        """Take over the counts and return (ordinal -> sample -> outcome, ordinal -> queued attempts, id -> begun)."""
         ledger, state = self._parts.ledger, self._state
         state.tokens.update(ledger.tokens_by_outcome())
         state.tokens_generated = sum(state.tokens.values())
@@ -136,24 +148,43 @@ class AttemptLoops:
         queued: dict[int, list[QueuedRollout]] = {}
         for record in ledger.queued():
             queued.setdefault(record.rollout.ordinal, []).append(record)
-        return seen, queued
+        return seen, queued, {partial.id: partial for partial in ledger.partials()}
 
-    async def _attempt_anew(self, ticket: Ticket, version: int) -> None:
-        await self._state.buffer.begin(version)
-        await self._attempt(ticket, version)
+    async def _attempt_restored(self, ticket: Ticket, version: int, partial: PartialRollout | None) -> None:
+        """Run a ticket of an earlier process, from where that process left it if it can go on."""
+        parts, state = self._parts, self._state
+        await state.buffer.begin(version)
+        if partial is not None and not await parts.runner.can_continue(ticket, partial):
+            await parts.ledger.discard_partial(ticket.id, "config_changed")
+            state.tokens["dropped:config_changed"] += partial.num_sampled_tokens
+            state.tokens_generated += partial.num_sampled_tokens
+            log.info("attempt_begun_anew", rollout=ticket.id, reason="its prompt or its token budget has changed")
+            partial = None
+        await self._attempt(ticket, version, partial)
 
-    async def _attempt(self, ticket: Ticket, version: int) -> None:
+    async def _run(self, ticket: Ticket, version: int, partial: PartialRollout | None) -> Rollout:
+        """Generate and judge; what cuts an attempt off leaves in the ledger how far it came."""
+        state, parts = self._state, self._parts
+        try:
+            return await parts.runner.run(
+                ticket,
+                temperature=parts.config.rollout.temperature,
+                on_stage=lambda stage: state.board.move(ticket.id, stage),
+                admitted_version=version,
+                partial=partial,
+                keep=self._recorder.keep,
+            )
+        except BaseException:
+            await self._recorder.flush()
+            raise
+        finally:
+            state.board.move(ticket.id, "")
+
+    async def _attempt(self, ticket: Ticket, version: int, partial: PartialRollout | None = None) -> None:
         """Run one ticket to its terminal record or into the buffer."""
         state, parts = self._state, self._parts
-        async with self._admission.attempt(ticket.ordinal, ticket.sample):
-            try:
-                rollout = await parts.runner.run(
-                    ticket,
-                    temperature=parts.config.rollout.temperature,
-                    on_stage=lambda stage: state.board.move(ticket.id, stage),
-                )
-            finally:
-                state.board.move(ticket.id, "")
+        async with self._admission.attempt(ticket.ordinal, ticket.sample, continued=partial is not None):
+            rollout = await self._run(ticket, version, partial)
         failed = rollout.end_reason == "failed"
         outcome = f"dropped:{rollout.failure}" if failed else "queued"
         await parts.ledger.put_rollout(rollout, outcome, admitted_version=version, step=None)

@@ -16,6 +16,7 @@ from fd_async.config.schema import RunConfig
 from fd_async.data.ledger import open_ledger
 from fd_async.data.statements import StatementOrder
 from fd_async.pipeline.controller import Controller
+from fd_async.pipeline.signals import Stop
 from fd_async.pipeline.state import Parts, RunState
 from fd_async.policy.engine import Send
 from fd_async.telemetry.progress import QuietProgress
@@ -194,7 +195,10 @@ class FakeRunner:
         verdict = msgspec.structs.replace(rollout.verdict, kind=kind, audit="fresh")
         return msgspec.structs.replace(rollout, verdict=verdict)
 
-    async def run(self, ticket: Ticket, *, temperature: float, on_stage: Callable[[str], None]) -> Rollout:
+    def keep_sampled(self) -> None:
+        """Nothing to keep: an attempt is one moment."""
+
+    async def run(self, ticket: Ticket, *, temperature: float, on_stage: Callable[[str], None], **_: object) -> Rollout:
         self.started[ticket.id] += 1
         version = self._engine.weight_version
         on_stage("generating")
@@ -238,7 +242,9 @@ class Bench:
             (run_dir / folder).mkdir(parents=True, exist_ok=True)
 
     @asynccontextmanager
-    async def controller(self, *, step: int = 0, resume: bool = False) -> AsyncIterator[Controller]:
+    async def controller(
+        self, *, step: int = 0, resume: bool = False, stop: Stop | None = None
+    ) -> AsyncIterator[Controller]:
         """Open ledger and metrics and yield a controller that starts at `step`."""
         statements = [Statement(name=f"t{i}", formal_statement=f"theorem t{i} : True :=") for i in range(10)]
         metrics = MetricsFile(self.run_dir / "metrics.jsonl")
@@ -260,15 +266,21 @@ class Bench:
                     suites=self.suites,
                     progress=QuietProgress(),
                 )
-                state = RunState(self.config, step)
+                state = RunState(self.config, step, stopping=stop.asked if stop else None)
                 self.state = state
                 yield Controller(parts, state, metrics=metrics, config_hash="x", probe_ids=[1, 2])
         finally:
             await metrics.aclose()
 
     async def run(self, *, step: int = 0, resume: bool = False) -> int:
-        async with self.controller(step=step, resume=resume) as controller:
-            return await controller.run()
+        stop = Stop(shutdown_s=self.config.run.shutdown_s)
+        stop.can_finish = True
+
+        async def work() -> int:
+            async with self.controller(step=step, resume=resume, stop=stop) as controller:
+                return await controller.run()
+
+        return await stop.run(work)
 
     @property
     def trained(self) -> list[str]:
