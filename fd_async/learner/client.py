@@ -7,9 +7,10 @@ from the configuration; a rank that dies ends whatever waits and the `start_lear
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager, nullcontext
 from pathlib import Path
 
@@ -262,18 +263,26 @@ class Learner:
 
 
 @asynccontextmanager
-async def start_learner(config: RunConfig, *, run_dir: Path, resume_from: Path | None = None) -> AsyncIterator[Learner]:
+async def start_learner(
+    config: RunConfig,
+    *,
+    run_dir: Path,
+    resume_from: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> AsyncIterator[Learner]:
     """Start the rank processes, wait until they are ready, and end them with the block.
 
     Weights come from `resume_from` (a checkpoint folder: everything, exactly), else from `model.init_from`
     (weights alone; the teacher starts equal to them), else from `model.path`. Logs: `run_dir/logs/learner-N.log`.
+    `environment` is that of the ranks; by default this process's own.
 
     Raises:
         PreflightError: the configuration cannot start here, or the self-audit failed.
         CheckpointError: `resume_from` or `model.init_from` is missing or does not match.
         LearnerRankDied: from inside the block too, as soon as a rank ends.
     """
-    init_from = _preflight(config, resume_from)
+    init_from = check_learner(config, resume_from)
+    environment = os.environ if environment is None else environment
     logs = run_dir / "logs"
     await anyio.to_thread.run_sync(lambda: logs.mkdir(parents=True, exist_ok=True))
     with scratch_folder("learner") as private, _staging_folder(config) as staging:
@@ -283,7 +292,7 @@ async def start_learner(config: RunConfig, *, run_dir: Path, resume_from: Path |
         try:
             async with anyio.create_task_group() as group:
                 try:
-                    await start_ranks(config, ranks, launcher, private, run_dir, group, learner.died)
+                    await start_ranks(config, ranks, launcher, private, run_dir, group, learner.died, environment)
                     await learner.start(init_from, resume_from)
                     yield learner
                 finally:
@@ -298,8 +307,8 @@ async def start_learner(config: RunConfig, *, run_dir: Path, resume_from: Path |
             raise error from error.__cause__
 
 
-def _preflight(config: RunConfig, resume_from: Path | None) -> Path | None:
-    """Refuse what cannot start; return the checkpoint whose weights the run starts from, if any.
+def check_learner(config: RunConfig, resume_from: Path | None) -> Path | None:
+    """Refuse what cannot start, which takes a moment; return the checkpoint whose weights the run starts from, if any.
 
     A resumed run keeps the one it began with, whatever `model.init_from` means by now.
     """

@@ -96,6 +96,9 @@ def main() -> None:
     prepare(link, place)
     if link.log_dir:
         _log_into(Path(link.log_dir) / f"learner-{place.rank}.log")
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # A scheduler may signal every process of a job. The controller decides; a rank leaves when it hangs up.
+        signal.signal(number, signal.SIG_IGN)
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1)
     from fd_async.learner.link import RankSocket

@@ -14,7 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import anyio
@@ -206,7 +206,7 @@ class RankProcess:
             LearnerRankDied: always.
         """
         tail = await anyio.to_thread.run_sync(log_tail, self.log_path)
-        self.death = LearnerRankDied(f"{self.name} {how}; last lines of {self.log_path}:\n{tail}")
+        self.death = LearnerRankDied(f"{self.name} {how}, see {self.log_path}; its last lines:\n{tail}")
         died.set()
         for event in self._waiting.values():
             event.set()
@@ -239,7 +239,9 @@ async def read_frame(buffered: BufferedByteReceiveStream, limit: int = MAX_FRAME
     return await buffered.receive_exactly(size)
 
 
-async def spawn(config: RunConfig, rank: int, link_path: Path, log_path: Path) -> RankProcess:
+async def spawn(
+    config: RunConfig, rank: int, link_path: Path, log_path: Path, environment: Mapping[str, str]
+) -> RankProcess:
     """Start one rank process in its own session, so that Ctrl-C reaches the controller alone."""
     place = {"RANK": str(rank), "WORLD_SIZE": str(config.learner.ranks), "LOCAL_RANK": str(rank)}
     with log_path.open("ab") as log_file:
@@ -248,7 +250,7 @@ async def spawn(config: RunConfig, rank: int, link_path: Path, log_path: Path) -
             stdin=subprocess.DEVNULL,
             stdout=log_file,
             stderr=subprocess.STDOUT,
-            env=os.environ | place,
+            env={**environment, **place},
             start_new_session=True,
         )
     return RankProcess(rank, log_path, process)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,6 +24,7 @@ async def start_ranks(
     run_dir: Path,
     group: TaskGroup,
     died: anyio.Event,
+    environment: Mapping[str, str],
 ) -> None:
     """Start every rank, add it to `ranks` at once, watch it in `group`, and wait for its greeting.
 
@@ -35,9 +35,9 @@ async def start_ranks(
     logs = run_dir / "logs"
     with _deadline(config, ranks, logs):
         if config.learner.hostfile:
-            await _launch_all(config, launcher, ranks, logs, group, died)
+            await _launch_all(config, launcher, ranks, logs, group, died, environment)
         else:
-            await _spawn_all(config, ranks, private, logs, group, died)
+            await _spawn_all(config, ranks, private, logs, group, died, environment)
 
 
 @contextmanager
@@ -54,7 +54,13 @@ def _deadline(config: RunConfig, ranks: Sequence[RankProcess], logs: Path) -> It
 
 
 async def _spawn_all(
-    config: RunConfig, ranks: list[RankProcess], private: Path, logs: Path, group: TaskGroup, died: anyio.Event
+    config: RunConfig,
+    ranks: list[RankProcess],
+    private: Path,
+    logs: Path,
+    group: TaskGroup,
+    died: anyio.Event,
+    environment: Mapping[str, str],
 ) -> None:
     link = LinkFile(
         address=str(private / "learner.sock"),
@@ -72,7 +78,7 @@ async def _spawn_all(
         raise PreflightError(f"cannot listen on {link.address} ({error}); set TMPDIR to a short local path") from error
     async with listener:
         for rank in range(config.learner.ranks):
-            ranks.append(await spawn(config, rank, link_path, logs / f"learner-{rank}.log"))
+            ranks.append(await spawn(config, rank, link_path, logs / f"learner-{rank}.log", environment))
             group.start_soon(ranks[-1].watch, died)
         await accept_all(ranks, listener, link.secret, group, died)
 
@@ -84,6 +90,7 @@ async def _launch_all(
     logs: Path,
     group: TaskGroup,
     died: anyio.Event,
+    environment: Mapping[str, str],
 ) -> None:
     found = await anyio.to_thread.run_sync(hosts.check, config)
     for index, name in enumerate(hosts.names_of_ranks(found)):
@@ -102,7 +109,7 @@ async def _launch_all(
         link_path = await anyio.to_thread.run_sync((logs.parent / "learner-link.json").absolute)
         try:
             write_link_file(link_path, link)
-            await launcher.start(hosts.commands(config, found, link, link_path), os.environ | link.settings)
+            await launcher.start(hosts.commands(config, found, link, link_path), dict(environment) | link.settings)
             for process in launcher.processes:
                 group.start_soon(launcher.watch, process, died)
             await accept_all(ranks, listener, link.secret, group, died)

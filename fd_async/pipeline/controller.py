@@ -4,32 +4,33 @@
     │                                                                                           │ finished groups
     │ versions (publish frees slots)                                                            ▼
     └───────────────────────── push ◂ stage ◂ gradient step ◂ batch, oldest first ◂ training ───┘
-      watchdog   no progress for stall_warn_s: wait table; for stall_abort_s: stacks, exit 6
+      watch      no progress for stall_warn_s: wait table; for stall_abort_s: stacks, a checkpoint if there can be
+                 one, exit 6
       checkpoint what was taken between two steps is written beside the next ones
       status     status.json and the live view, from the same snapshot
-      signals    first SIGINT/SIGTERM: finish the step, write a checkpoint, leave with 130; second: leave now
+      stop       asked to stop: finish the step, write a checkpoint, exit 130, all within run.shutdown_s
 
 A loop that fails ends the run with its own exception; nothing runs outside this group.
 """
 
 from __future__ import annotations
 
-import faulthandler
-import signal
 from typing import Any
 
 import anyio
 import anyio.to_thread
 import msgspec
 import structlog
-from anyio.abc import TaskStatus
 
-from fd_async.errors import StallDetected, first_cause
+from fd_async.errors import CheckpointError, FdError, StallDetected, first_cause
+from fd_async.learner.checkpoints import find_checkpoint
 from fd_async.pipeline.attempts import AttemptLoops
 from fd_async.pipeline.board import wait_table
+from fd_async.pipeline.signals import EXIT_INTERRUPTED, Limit, NoLimit
 from fd_async.pipeline.state import Parts, RunState
 from fd_async.pipeline.stopping import run_until_stopped
 from fd_async.pipeline.training import TrainingLoop
+from fd_async.pipeline.watchdog import dump_stacks
 from fd_async.telemetry.lag import LoopLag
 from fd_async.telemetry.sinks import MetricsFile
 from fd_async.telemetry.status import StatusFile
@@ -39,15 +40,24 @@ log = structlog.get_logger(__name__)
 EXIT_DONE = 0
 EXIT_ALARM = 7
 """Not 0: what a script runs next must not build on weights that fell apart."""
-EXIT_INTERRUPTED = 130
+_CLOSING_S = 10.0
+"""At most a quarter of `run.shutdown_s`, kept for closing the parts after the last checkpoint."""
 
 
 class Controller:
     """Runs one experiment from `state.step` to `run.max_steps`."""
 
     def __init__(
-        self, parts: Parts, state: RunState, *, metrics: MetricsFile, config_hash: str, probe_ids: list[int]
+        self,
+        parts: Parts,
+        state: RunState,
+        *,
+        metrics: MetricsFile,
+        config_hash: str,
+        probe_ids: list[int],
+        limit: Limit | None = None,
     ) -> None:
+        self._limit = limit or NoLimit()
         self._parts = parts
         self._state = state
         self._lag = LoopLag(warn_ms=1000.0)
@@ -56,6 +66,9 @@ class Controller:
             parts, state, metrics=metrics, lag=self._lag, config_hash=config_hash, probe_ids=probe_ids
         )
         self._rate = _Rate()
+        self._work = anyio.CancelScope()
+        self._stalled = ""
+        """Why the work was cut off."""
 
     async def run(self) -> int:
         """Run to the end and return the exit code.
@@ -69,28 +82,39 @@ class Controller:
                 services.start_soon(self._lag.run)
                 services.start_soon(self._watch)
                 services.start_soon(self._show)
-                await services.start(self._listen)
-                await self._training.start()
-                await self._train()
-                if state.stopping.is_set():
-                    state.phase = "writing the last checkpoint"
-                    await self._checkpoint_in_time()
-                    self._parts.progress.message(f"stopped after step {state.step}; continue with --resume")
-                else:
-                    await self._training.finish()
+                services.start_soon(self._bound_stop)
+                with self._work:
+                    await self._do_work()
+                if self._stalled:
+                    raise StallDetected(f"{self._stalled}; {await self._save_the_rest()}")
                 services.cancel_scope.cancel()
             state.error = state.ended_by_alarm
             state.phase = "interrupted" if state.stopping.is_set() else "ended by an alarm" if state.error else "done"
+        except anyio.get_cancelled_exc_class():
+            state.phase = "interrupted"
+            raise
         except BaseException as error:
             state.phase = "failed"
             state.error = str(first_cause(error))
             raise
         finally:
             with anyio.CancelScope(shield=True):
-                await self._status.write(self._snapshot())
+                await self._status.write(self.snapshot())
         if state.stopping.is_set():
             return EXIT_INTERRUPTED
         return EXIT_ALARM if state.ended_by_alarm else EXIT_DONE
+
+    async def _do_work(self) -> None:
+        """Train to the end, or until the run is asked to stop, and keep the result."""
+        state = self._state
+        await self._training.start()
+        await self._train()
+        if state.stopping.is_set():
+            state.phase = "writing the last checkpoint"
+            await self._training.checkpoint()
+            self._parts.progress.message(f"stopped after step {state.step}; continue with --resume")
+        else:
+            await self._training.finish()
 
     async def _train(self) -> None:
         """Run attempts and learner side by side until the learner is through."""
@@ -104,30 +128,35 @@ class Controller:
         attempts, within_s = AttemptLoops(self._parts, self._state), self._parts.config.run.shutdown_s / 2
         await run_until_stopped(self._state.stopping, attempts.run, on_stop=lambda: attempts.finish_calls(within_s))
 
-    async def _checkpoint_in_time(self) -> None:
-        """Write the checkpoint of a run that was asked to stop, in what time it has."""
-        shutdown_s, step = self._parts.config.run.shutdown_s, self._state.step
-        try:
-            with anyio.fail_after(shutdown_s):
-                await self._training.checkpoint()
-        except TimeoutError as error:
-            self._training.checkpoints.give_up()
-            raise StallDetected(
-                f"the checkpoint of step {step} took longer than run.shutdown_s = {shutdown_s:g} s and was given up; "
-                "--resume continues from the one before"
-            ) from error
+    async def _bound_stop(self) -> None:
+        """Cut off what a run that was asked to stop still does when its time is over."""
+        state, shutdown_s = self._state, self._parts.config.run.shutdown_s
+        await state.stopping.wait()
+        await anyio.sleep(shutdown_s - min(_CLOSING_S, shutdown_s / 4))
+        self._cut_off(f"asked to stop, and {state.phase} (step {state.step}) took longer than run.shutdown_s allows")
 
-    async def _listen(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-            task_status.started()
-            async for received in signals:
-                if self._state.stopping.is_set():
-                    self._training.checkpoints.give_up()
-                    raise KeyboardInterrupt
-                self._state.stopping.set()
-                self._parts.progress.message(
-                    f"{signal.Signals(received).name}: finishing the step, then a checkpoint; again leaves now"
-                )
+    def _cut_off(self, why: str) -> None:
+        """End the work; what is left of the run is a checkpoint, if there can be one."""
+        self._stalled = why
+        self._limit.leave_by(self._parts.config.run.shutdown_s, StallDetected.exit_code)
+        if self._state.stopping.is_set():
+            self._training.checkpoints.give_up()
+        self._work.cancel()
+
+    async def _save_the_rest(self) -> str:
+        """Write a checkpoint where nothing is half done and the learner answers; say what `--resume` takes."""
+        if self._training.is_between_steps and not self._state.stopping.is_set():
+            with anyio.move_on_after(self._parts.config.run.shutdown_s / 2):
+                try:
+                    await self._training.checkpoint()
+                except FdError as error:
+                    log.warning("no_last_checkpoint", error=str(error))
+        self._training.checkpoints.give_up()
+        try:
+            newest = await anyio.to_thread.run_sync(find_checkpoint, self._parts.run_dir / "checkpoints")
+        except CheckpointError:
+            return "there is no checkpoint: --resume begins at step 0 with the attempts in the ledger"
+        return f"--resume continues from {newest}"
 
     async def _watch(self) -> None:
         """Print who waits for whom when nothing moves, and end the run when it stays so."""
@@ -149,18 +178,15 @@ class Controller:
                 self._parts.progress.message(f"no progress for {idle_s:.0f} s; who waits for whom:\n{table}")
                 log.warning("no_progress", seconds=round(idle_s), waits=table)
             if idle_s > config.stall_abort_s:
-                stacks = self._parts.run_dir / "logs" / "stacks.txt"
-                with stacks.open("w") as file:
-                    faulthandler.dump_traceback(file)
-                raise StallDetected(
-                    f"no progress for {idle_s:.0f} s (run.stall_abort_s); stacks in {stacks}; waits:\n{table}"
-                )
+                stacks = await anyio.to_thread.run_sync(dump_stacks, self._parts.run_dir)
+                self._cut_off(f"{table}\nno progress for {idle_s:.0f} s (run.stall_abort_s); {stacks}")
+                return
 
     async def _show(self) -> None:
         """Feed the live view four times a second and status.json now and then."""
         every, written = self._parts.config.telemetry.status_every_s, 0.0
         while True:
-            snapshot = self._snapshot()
+            snapshot = self.snapshot()
             self._parts.progress.update(snapshot)
             self._parts.observers.snapshot(snapshot)
             if anyio.current_time() - written >= every:
@@ -174,7 +200,8 @@ class Controller:
         attempts = {name: counts.pop(name) for name in ("generating", "tools", "audit", "feedback")}
         return attempts | {"ready": self._state.buffer.num_finished} | counts
 
-    def _snapshot(self) -> dict[str, Any]:
+    def snapshot(self) -> dict[str, Any]:
+        """Return what status.json says now."""
         state, config, row = self._state, self._parts.config, self._state.last_row
         tokens_per_s, eta_s = self._rate.update(
             self._parts.engine.statistics()["tokens_generated"], state.step, config.run.max_steps
@@ -201,7 +228,9 @@ class Controller:
             "alarms": dict(state.alarms),
             "dropped": dict(state.num_dropped),
             "tokens": dict(state.tokens),
+            **self._training.accounts.snapshot(),
             "waits": [msgspec.structs.asdict(wait) for wait in state.board.waits()],
+            "restarts": state.restarts,
             "elapsed_s": round(anyio.current_time() - state.started, 1),
         }
 

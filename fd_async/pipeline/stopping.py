@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import TypeVar
 
 import anyio
@@ -13,6 +14,22 @@ Result = TypeVar("Result")
 
 _SIGNAL_FOLLOWS_S = 1.0
 """A Ctrl-C on a terminal reaches the engine's process too, sometimes before ours."""
+
+
+@asynccontextmanager
+async def beside(*services: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+    """Run services for the length of the block. What the block raises comes out as it is, with no group around it."""
+    failure: Exception | None = None
+    async with anyio.create_task_group() as group:
+        for service in services:
+            group.start_soon(service)
+        try:
+            yield
+        except Exception as error:
+            failure = error
+        group.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
 
 
 async def run_until_stopped(

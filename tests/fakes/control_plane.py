@@ -13,7 +13,7 @@ import anyio.lowlevel
 import msgspec
 
 from fd_async.config.schema import RunConfig
-from fd_async.data.ledger import open_ledger
+from fd_async.data.ledger import Ledger, open_ledger
 from fd_async.data.statements import StatementOrder
 from fd_async.pipeline.controller import Controller
 from fd_async.pipeline.signals import Stop
@@ -245,42 +245,46 @@ class Bench:
     async def controller(
         self, *, step: int = 0, resume: bool = False, stop: Stop | None = None
     ) -> AsyncIterator[Controller]:
-        """Open ledger and metrics and yield a controller that starts at `step`."""
-        statements = [Statement(name=f"t{i}", formal_statement=f"theorem t{i} : True :=") for i in range(10)]
+        """Open ledger and metrics, listen to signals, and yield a controller that starts at `step`."""
+        stop = stop or Stop(shutdown_s=self.config.run.shutdown_s)
+        stop.can_finish = True
         metrics = MetricsFile(self.run_dir / "metrics.jsonl")
         await metrics.open(resume_step=step if resume else None)
         try:
-            async with open_ledger(self.run_dir / "ledger.db") as ledger:
+            async with stop.listening(), open_ledger(self.run_dir / "ledger.db") as ledger:
                 ledger.rewind(step)
-                parts = Parts(
-                    config=self.config,
-                    run_dir=self.run_dir,
-                    engine=self.engine,
-                    learner=self.learner,  # type: ignore[arg-type]
-                    renderer=FakeRenderer(),  # type: ignore[arg-type]
-                    verifier=self.verifier,  # type: ignore[arg-type]
-                    provider=self.provider,
-                    ledger=ledger,
-                    runner=self.runner,  # type: ignore[arg-type]
-                    order=StatementOrder(statements, 0),
-                    suites=self.suites,
-                    progress=QuietProgress(),
-                )
-                state = RunState(self.config, step, stopping=stop.asked if stop else None)
-                self.state = state
-                yield Controller(parts, state, metrics=metrics, config_hash="x", probe_ids=[1, 2])
+                self.state = RunState(self.config, step, stopping=stop.asked)
+                parts = self.parts(ledger)
+                yield Controller(parts, self.state, metrics=metrics, config_hash="x", probe_ids=[1, 2])
         finally:
             await metrics.aclose()
 
+    def parts(self, ledger: Ledger) -> Parts:
+        """Put the stand-ins together."""
+        statements = [Statement(name=f"t{i}", formal_statement=f"theorem t{i} : True :=") for i in range(10)]
+        return Parts(
+            config=self.config,
+            run_dir=self.run_dir,
+            engine=self.engine,
+            learner=self.learner,  # type: ignore[arg-type]
+            renderer=FakeRenderer(),  # type: ignore[arg-type]
+            verifier=self.verifier,  # type: ignore[arg-type]
+            provider=self.provider,
+            ledger=ledger,
+            runner=self.runner,  # type: ignore[arg-type]
+            order=StatementOrder(statements, 0),
+            suites=self.suites,
+            progress=QuietProgress(),
+        )
+
     async def run(self, *, step: int = 0, resume: bool = False) -> int:
         stop = Stop(shutdown_s=self.config.run.shutdown_s)
-        stop.can_finish = True
 
         async def work() -> int:
             async with self.controller(step=step, resume=resume, stop=stop) as controller:
                 return await controller.run()
 
-        return await stop.run(work)
+        return await stop.cancelable(work)
 
     @property
     def trained(self) -> list[str]:

@@ -42,4 +42,4 @@ async def test_a_temporary_folder_too_deep_for_a_socket_is_named(tmp_path: Path)
     deep.mkdir()
     async with anyio.create_task_group() as group:
         with pytest.raises(PreflightError, match="set TMPDIR to a short local path"):
-            await _spawn_all(tiny_config(), [], deep, tmp_path, group, anyio.Event())
+            await _spawn_all(tiny_config(), [], deep, tmp_path, group, anyio.Event(), {})

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fd_async import app
+from fd_async.app import running
 from fd_async.config.load import dump_toml
 from fd_async.errors import CheckpointError, ConfigError
 from tests.fakes.checkpoints import write_checkpoint
@@ -26,7 +26,7 @@ async def test_max_steps_before_the_checkpoint_is_refused(tmp_path: Path) -> Non
     await checkpoint(tmp_path, 6)
     (tmp_path / "config.toml").write_text("")
     with pytest.raises(ConfigError, match=r"run\.max_steps = 3 lies before step 6"):
-        await app.run_experiment(make_config(run={"max_steps": 3}), tmp_path, True)
+        await running.run_experiment(make_config(run={"max_steps": 3}), tmp_path, True)
     assert (tmp_path / "config.toml").read_text() == ""
 
 
@@ -35,22 +35,22 @@ async def test_damaged_checkpoints_are_no_reason_to_start_over(tmp_path: Path) -
     folder = await checkpoint(tmp_path, 4)
     (folder / "state").write_text("torn off")
     with pytest.raises(CheckpointError, match="damaged: step_000004"):
-        app._checkpoint_to_resume(tmp_path, True)
+        running._checkpoint_to_resume(tmp_path, True)
 
 
 async def test_a_run_killed_before_its_first_checkpoint_starts_at_step_0(tmp_path: Path) -> None:
     """Its ledger is kept; there is no checkpoint to name."""
     (tmp_path / "checkpoints").mkdir()
-    assert app._checkpoint_to_resume(tmp_path, True) is None
+    assert running._checkpoint_to_resume(tmp_path, True) == (None, [])
 
 
 def test_a_changed_configuration_is_named_and_the_old_one_kept(tmp_path: Path) -> None:
     """A resume may change keys; it never loses what the run was started with."""
     path = tmp_path / "config.toml"
     first = dump_toml(make_config())
-    assert app._keep_config(path, first) == []
-    assert app._keep_config(path, first) == []
+    assert running._keep_config(path, first) == []
+    assert running._keep_config(path, first) == []
     second = dump_toml(make_config(run={"max_steps": 9}, learner={"prompts_per_step": 2}))
-    assert app._keep_config(path, second) == ["learner.prompts_per_step", "run.max_steps"]
+    assert running._keep_config(path, second) == ["learner.prompts_per_step", "run.max_steps"]
     assert path.read_text() == second
     assert (tmp_path / "config.before.toml").read_text() == first
