@@ -126,6 +126,8 @@ async def supervised(
             yield engine
             group.cancel_scope.cancel()
     except BaseExceptionGroup as failures:
+        if engine._ended and failures.split(EngineDied)[1] is None:  # calls of the block may have heard it first
+            raise EngineDied(engine._ended) from failures
         if len(failures.exceptions) > 1:
             raise
         raise failures.exceptions[0] from failures.exceptions[0].__cause__

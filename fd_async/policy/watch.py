@@ -77,16 +77,32 @@ async def _front_end(llm: AsyncLLM) -> str:
 
 
 async def _silence(llm: AsyncLLM, heartbeat_s: float, num_holds: Callable[[], int]) -> str:
+    """Ask a cheap question again and again; count how often the last answer was still the last.
+
+    Counted, not timed: after this process itself was stopped for a while, the answer is given time to come in.
+    """
     from vllm.v1.engine.exceptions import EngineDeadError
 
     core: Any = llm.engine_core
-    while True:
-        holds = num_holds()
-        try:
-            with anyio.move_on_after(heartbeat_s) as scope:
+    answers = 0
+
+    async def ask() -> None:
+        nonlocal answers
+        while True:
+            try:
                 await core.call_utility_all_async("is_scheduler_paused")
-        except EngineDeadError:
-            await anyio.sleep_forever()  # whose process ended knows more
-        if scope.cancelled_caught and holds % 2 == 0 and num_holds() == holds:
-            return f"the engine did not answer for policy.heartbeat_s = {heartbeat_s:g} s"
-        await anyio.sleep(heartbeat_s / _BEATS)
+            except EngineDeadError:
+                await anyio.sleep_forever()  # whose process ended knows more
+            answers += 1
+            await anyio.sleep(heartbeat_s / _BEATS)
+
+    silent, before = 0, (0, 0)
+    async with anyio.create_task_group() as group:
+        group.start_soon(ask)
+        while silent < _BEATS:
+            await anyio.sleep(heartbeat_s / _BEATS)
+            now = answers, num_holds()
+            silent = 0 if now != before or now[1] % 2 else silent + 1
+            before = now
+        group.cancel_scope.cancel()
+    return f"the engine did not answer for policy.heartbeat_s = {heartbeat_s:g} s"
