@@ -47,6 +47,8 @@ class ErrorLog:
 
 def run(arguments: argparse.Namespace, log: ErrorLog) -> int:
     """Train; refuse to mix with an earlier run of the same name."""
+    if arguments.replay is not None:
+        return _replay(arguments, log)
     options: dict[str, tuple[str, Any]] = {}
     if arguments.run is not None:
         options["run.name"] = ("--run", arguments.run)
@@ -65,6 +67,24 @@ def run(arguments: argparse.Namespace, log: ErrorLog) -> int:
     if config.telemetry.report:
         _report(run_dir, log)
     return code
+
+
+def _replay(arguments: argparse.Namespace, log: ErrorLog) -> int:
+    """Repeat a run from its ledger; 0 when everything is equal bit for bit, 1 when something differs."""
+    if arguments.config or arguments.set or arguments.resume or arguments.max_steps is not None or arguments.dry_run:
+        raise ConfigError("--replay repeats a run as it was: only --run NAME goes with it")
+    recorded = _run_folder(arguments.replay)
+    name = arguments.run or f"{recorded.resolve().name}-replay"
+    config = load_config(recorded / "config.toml", [], [], options={"run.name": ("--run", name)})
+    run_dir = Path(config.run.dir) / config.run.name
+    if run_dir.exists() and any((run_dir / entry).exists() for entry in STARTED):
+        raise ConfigError(f"{run_dir} holds a run already: name the replay with --run, or delete it")
+    log.path = run_dir / "logs" / "error.log"
+    from fd_async import app
+
+    result = app.replay(config, recorded, run_dir)
+    print(result.text)
+    return 1 if result.difference else 0
 
 
 def _report(run_dir: Path, log: ErrorLog) -> None:

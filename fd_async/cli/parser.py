@@ -54,6 +54,11 @@ def _run(parser: Parser) -> None:
         metavar="STEP",
         help="continue the run from its newest checkpoint, or from STEP; without --config with the run's own",
     )
+    parser.add_argument(
+        "--replay",
+        metavar="RUN",
+        help="repeat a run from its ledger, without vLLM and verifier, into RUN-replay or --run NAME, and compare",
+    )
     parser.add_argument("--max-steps", type=_step, metavar="N", help="the same as --set run.max_steps=N")
     parser.add_argument("--dry-run", action="store_true", help="print the whole configuration and the plan, then stop")
 
