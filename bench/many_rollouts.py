@@ -1,0 +1,385 @@
+"""10,000 rollouts in flight in one process: how late the event loop is, what one costs in memory and in CPU.
+
+Stand-ins for engine, verifier, search, provider and learner, which only take time; everything else is the project's:
+attempt loops, admission, rollout runner, toolbox with its files, renderer of the tiny model, buffer, ledger (SQLite on
+disk, synced), board, controller, status file, trace. An attempt has three turns: it writes a file, has it checked and
+gives up. Attempts come and go at the same rate whether 100 or 10,000 are in flight (they last in proportion), so that what a
+run costs per second, whatever is in flight, weighs the same on both sides of `cost_ratio`.
+
+Each size runs in a process of its own: `filling` until attempts have come and gone once, then `measured`.
+
+    lag_p99_ms      how late a sleeper of 20 ms wakes, over the whole time, filling included
+    kb_per_rollout  resident memory with all in flight - resident memory before the first, less 12 bytes per token held
+                    (id and log-prob), over the number in flight; `kb_traced`: likewise, what tracemalloc sees of
+                    Python's objects, in a process of its own since it is slow
+    cpu_ms_per_turn CPU time of the process, all threads, over the turns that ended while measured
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import msgspec
+import psutil
+
+from bench.common import emit, parser
+from fd_async.config.schema import RunConfig
+from fd_async.data.ledger import open_ledger
+from fd_async.data.statements import StatementOrder, read_statements
+from fd_async.pipeline.controller import Controller
+from fd_async.pipeline.observing import open_observers
+from fd_async.pipeline.state import Parts, RunState
+from fd_async.rendering import Renderer
+from fd_async.rollouts import RolloutRunner
+from fd_async.telemetry.lag import LoopLag
+from fd_async.telemetry.progress import QuietProgress
+from fd_async.telemetry.sinks import MetricsFile
+from fd_async.types import (
+    Completion,
+    Feedback,
+    PushReport,
+    Rollout,
+    StagedWeights,
+    Statement,
+    StepReport,
+    TrainingSample,
+    Verdict,
+    VersionSpan,
+)
+from fd_async.verifier.tools.schemas import TOOL_SCHEMAS
+
+TURNS = 3
+TOKENS_PER_TURN = 300
+TOKEN_BYTES = 12
+STALENESS = 19
+
+
+class Pace:
+    """Seconds of everything, so that an attempt lasts `in_flight / rate` on average."""
+
+    def __init__(self, in_flight: int, rate: float) -> None:
+        self.attempt_s = in_flight / rate
+        self._random = random.Random(0)
+
+    def turn_s(self) -> float:
+        """Generation, nine tenths of the attempt in three turns."""
+        return 0.3 * self.attempt_s * self._random.uniform(0.4, 1.6)
+
+    def check_s(self) -> float:
+        return 0.1 * self.attempt_s * self._random.uniform(0.4, 1.6)
+
+
+class Engine:
+    """Answers a turn after its time; ids and log-probs arrive as they do from vLLM's process, as bytes to decode."""
+
+    def __init__(self, renderer: Renderer, pace: Pace) -> None:
+        self.weight_version = 0
+        self._pace = pace
+        self._answers = [self._answer(renderer, text) for text in _texts()]
+        self._decoder = msgspec.msgpack.Decoder(tuple[list[int], list[float]])
+        self.tokens_held = self.turns = self.running = self.tokens = 0
+
+    def _answer(self, renderer: Renderer, text: str) -> bytes:
+        ids = renderer._encode(text)  # a bench may look inside: nothing else makes ids of a model's own words
+        filler = renderer._encode("nat ")[:1] * max(0, TOKENS_PER_TURN - len(ids) - 1)
+        ids = [*filler, *ids, renderer.stop_token_ids[0]]
+        return msgspec.msgpack.encode((ids, [-0.1 * (i % 50) for i in range(len(ids))]))
+
+    async def generate(self, prompt_ids: list[int], *, request_id: str, **_: Any) -> Completion:
+        turn = int(request_id.rsplit("-t", 1)[1])
+        self.running += 1
+        self.tokens_held += len(prompt_ids)
+        try:
+            await anyio.sleep(self._pace.turn_s())
+        finally:
+            self.running -= 1
+            self.tokens_held -= len(prompt_ids)
+        ids, logprobs = self._decoder.decode(self._answers[min(turn, TURNS - 1)])
+        self.turns += 1
+        self.tokens += len(ids)
+        spans = [VersionSpan(self.weight_version, 0, len(ids))]
+        return Completion(token_ids=ids, logprobs=logprobs, spans=spans, finish_reason="stop")
+
+    def partial(self, request_id: str) -> Completion | None:
+        return None
+
+    async def push(self, staged: StagedWeights, send: Any = None) -> PushReport:
+        self.weight_version = staged.version
+        return PushReport(version=staged.version, stage_s=0, stall_s=0, commit_s=0, probe_s=0, probe_max_abs=0)
+
+    def statistics(self) -> dict[str, float]:
+        return {"running": self.running, "waiting": 0, "kv_usage": 0.1, "tokens_generated": self.tokens}
+
+
+def _texts() -> list[str]:
+    code = "theorem t (a b : Nat) : a + b = b + a := by\n  intro h\n  omega\n" * 4
+    calls: list[dict[str, Any]] = [
+        {"name": "lean_write_file", "arguments": {"file_name": "proof.lean", "code": code}},
+        {"name": "lean_check_file", "arguments": {"file_name": "proof.lean"}},
+    ]
+    return [f"<tool_call>\n{json.dumps(call)}\n</tool_call>" for call in calls] + ["I give up."]
+
+
+class Judge:
+    """Refuses every file after a while."""
+
+    def __init__(self, pace: Pace) -> None:
+        self._pace, self.checks = pace, 0
+
+    async def check(self, code: str, statement: Statement, *, caller: str = "") -> Verdict:
+        self.checks += 1
+        await anyio.sleep(self._pace.check_s())
+        return Verdict(kind="failed", reason="unknown identifier", output="error: unknown identifier 'h'\n" * 8)
+
+    async def audit(self, code: str, statement: Statement, verdict: Verdict) -> Verdict:
+        return verdict
+
+    async def canaries(self) -> None:
+        return None
+
+    def statistics(self) -> dict[str, float]:
+        zeros = dict.fromkeys(("infra_errors", "audits", "revoked", "audit_unfinished", "canaries"), 0.0)
+        return {**zeros, "checks": self.checks, "waiting": 0, "busy": 0}
+
+
+class Tutor:
+    """Answers after a while."""
+
+    def __init__(self, pace: Pace) -> None:
+        self._pace, self.calls = pace, 0
+
+    def key(self, rollout: Rollout) -> str:
+        return f"hash of {rollout.id}"
+
+    async def feedback(self, rollout: Rollout) -> Feedback:
+        self.calls += 1
+        await anyio.sleep(self._pace.check_s())
+        text = "1. Read the error and name the hypothesis that the tactic needs before using it again in the proof."
+        return Feedback(
+            rollout_id=rollout.id, text=text, provider="openai", prompt_hash=self.key(rollout), usd=0.001,
+            input_tokens=900, output_tokens=40,
+        )  # fmt: skip
+
+    def statistics(self) -> dict[str, float]:
+        return {"calls": self.calls, "answered": self.calls, "usd": 0.001 * self.calls, "in_flight": 0, "waiting": 0}
+
+
+class Learner:
+    """Takes half the time that a batch takes to come."""
+
+    def __init__(self, step_s: float) -> None:
+        self._step_s = step_s
+
+    async def step(self, samples: list[TrainingSample], *, step: int) -> StepReport:
+        await anyio.sleep(self._step_s)
+        return StepReport(step=step, metrics={"loss": 1.0, "grad_norm": 1.0, "lr": 1e-5})
+
+    async def stage(self, version: int, probe_ids: list[int]) -> StagedWeights:
+        return StagedWeights(
+            version=version, path="", names=[], dtypes=[], shapes=[], offsets=[], num_bytes=0, block_bytes=0,
+            sha256=[], probe_ids=probe_ids, probe_logprobs=[],
+        )  # fmt: skip
+
+    async def send(self, staged: StagedWeights, sender: str, num_workers: int) -> None:
+        return None
+
+    async def snapshot(self) -> int:
+        return 0
+
+    async def write(self, folder: Path) -> None:
+        return None
+
+    def statistics(self) -> dict[str, float]:
+        return {}
+
+
+class Search:
+    """Is never asked."""
+
+    async def find(self, pattern: str) -> tuple[bool, str]:
+        return True, ""
+
+
+def configuration(in_flight: int) -> RunConfig:
+    """Return a run whose slots hold a little more than what is in flight: some wait for feedback or the learner."""
+    batch = max(1, round(1.25 * in_flight / (STALENESS + 1)))
+    tables = {
+        "run": {"max_steps": 1_000_000, "stall_warn_s": 600.0, "stall_abort_s": 1200.0},
+        "model": {"path": "examples/tiny/model", "tool_format": "qwen3", "thinking": False},
+        "data": {"train": "examples/tiny/data/train.jsonl"},
+        "rollout": {"concurrency": in_flight, "timeout_s": 3600.0},
+        "verifier": {"backend": "minilean"},
+        "feedback": {"type": "openai", "model": "none"},
+        "learner": {"prompts_per_step": batch},
+        "admission": {"max_staleness": STALENESS},
+        "checkpoint": {"every_steps": 0, "min_free_gib": 0.0},
+        "eval": {"every_steps": 0, "at_start": False, "at_end": False},
+    }
+    return msgspec.convert(tables, RunConfig)
+
+
+class Meter:
+    """What one process measured."""
+
+    def __init__(self, engine: Engine, state: RunState) -> None:
+        self._engine, self._state = engine, state
+        self._lag = LoopLag(interval_s=0.02)
+
+    async def run(self, in_flight: int, fill_s: float, measure_s: float, memory: Callable[[], float]) -> dict[str, Any]:
+        """Measure while the controller runs beside."""
+        empty = memory()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._lag.run)
+            await anyio.sleep(fill_s)
+            cpu, turns, started = time.process_time(), self._engine.turns, time.monotonic()
+            filling = {"filling_lag_p99_ms": self._lag.p99_ms(), "filling_lag_max_ms": self._lag.max_ms()}
+            counts = []
+            full = 0.0
+            while time.monotonic() - started < measure_s:
+                await anyio.sleep(measure_s / 8)
+                counts.append(self._in_flight())
+                full = max(full, memory() - TOKEN_BYTES * self._engine.tokens_held)
+            tasks.cancel_scope.cancel()
+        turns = self._engine.turns - turns
+        cpu_s = time.process_time() - cpu
+        return {
+            "in_flight": sum(counts) / len(counts),
+            "lag_p99_ms": self._lag.p99_ms(),
+            "lag_max_ms": self._lag.max_ms(),
+            **filling,
+            "kb": (full - empty) / 1000 / in_flight,
+            "cpu_ms_per_turn": 1000 * cpu_s / turns,
+            "cpu_ms_per_rollout": 1000 * cpu_s / turns * TURNS,
+            "turns_per_s": turns / (time.monotonic() - started),
+            "busy": cpu_s / (time.monotonic() - started),
+        }
+
+    def _in_flight(self) -> int:
+        counts = self._state.board.counts()
+        return sum(counts[stage] for stage in ("generating", "tools", "audit", "feedback"))
+
+
+async def measure(in_flight: int, rate: float, fill: float, measure_s: float, traced: bool) -> dict[str, Any]:
+    """Run one size.
+
+    Args:
+        in_flight: attempts.
+        rate: attempts that come and go each second.
+        fill: how many times attempts come and go before anything is measured.
+        measure_s: seconds.
+        traced: count Python's memory.
+    """
+    config, pace = configuration(in_flight), Pace(in_flight, rate)
+    renderer = Renderer.load(config.model.path, tools=TOOL_SCHEMAS, tool_format="qwen3", thinking=False)
+    train = read_statements(Path(config.data.train))
+    with tempfile.TemporaryDirectory(prefix="fd-bench-") as folder:
+        run_dir = Path(folder)
+        for name in ("logs", "checkpoints", "scratch"):
+            (run_dir / name).mkdir()
+        engine = Engine(renderer, pace)
+        metrics = MetricsFile(run_dir / "metrics.jsonl")
+        await metrics.open()
+        judge = Judge(pace)
+        async with open_ledger(run_dir / "ledger.db") as ledger, open_observers(config, run_dir) as observers:
+            runner = RolloutRunner(
+                engine=engine,  # type: ignore[arg-type]
+                renderer=renderer,
+                verifier=judge,  # type: ignore[arg-type]
+                search=Search(),  # type: ignore[arg-type]
+                config=config.rollout,
+                scratch=run_dir / "scratch",
+            )
+            parts = Parts(
+                config=config,
+                run_dir=run_dir,
+                engine=engine,  # type: ignore[arg-type]
+                learner=Learner(0.5 * config.learner.prompts_per_step / rate),  # type: ignore[arg-type]
+                renderer=renderer,
+                verifier=judge,  # type: ignore[arg-type]
+                provider=Tutor(pace),  # type: ignore[arg-type]
+                ledger=ledger,
+                runner=runner,
+                order=StatementOrder(train, 0),
+                suites={},
+                progress=QuietProgress(),
+                observers=observers,
+            )
+            state = RunState(config, 0, observers)
+            controller = Controller(parts, state, metrics=metrics, config_hash="x", probe_ids=[1, 2])
+            gc.collect()
+            gc.freeze()
+            if traced:
+                tracemalloc.start()
+            memory = (lambda: float(tracemalloc.get_traced_memory()[0])) if traced else _resident
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(controller.run)
+                result = await Meter(engine, state).run(in_flight, fill * pace.attempt_s, measure_s, memory)
+                tasks.cancel_scope.cancel()
+        await metrics.aclose()
+    return result
+
+
+def _resident() -> float:
+    return float(psutil.Process().memory_info().rss)
+
+
+def child(in_flight: int, rate: float, fill: float, measure_s: float, traced: bool) -> dict[str, Any]:
+    """Measure one size in a process of its own."""
+    command = [
+        sys.executable,
+        "-m",
+        "bench.many_rollouts",
+        "--one",
+        json.dumps([in_flight, rate, fill, measure_s, traced]),
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    """Measure a few and many, side by side, and print the figures."""
+    options = parser(__doc__)
+    options.add_argument("--one", help="internal: JSON list of the arguments of `measure`")
+    chosen = options.parse_args()
+    if chosen.one:
+        sys.setswitchinterval(0.0005)  # as in a run
+        print(json.dumps(anyio.run(measure, *json.loads(chosen.one), backend_options={"use_uvloop": True})))
+        return
+    many, rate = (1_500, 100.0) if chosen.quick else (10_000, 100.0)
+    few = child(100, rate, 2.0, 5.0 if chosen.quick else 20.0, False)
+    result = child(many, rate, 0.9 if chosen.quick else 1.2, 6.0 if chosen.quick else 60.0, False)
+    traced = child(many, rate, 0.5, 2.0, True)
+    emit(
+        {
+            "rollouts": many,
+            "in_flight": result["in_flight"],
+            "lag_p99_ms": result["lag_p99_ms"],
+            "lag_max_ms": result["lag_max_ms"],
+            "kb_per_rollout": result["kb"],
+            "kb_traced": traced["kb"],
+            "cost_ratio": result["cpu_ms_per_rollout"] / few["cpu_ms_per_rollout"],
+            "cpu_ms_per_turn": result["cpu_ms_per_turn"],
+            "cpu_ms_per_rollout": result["cpu_ms_per_rollout"],
+            "at_100": few,
+            "at_many": result,
+        }
+    )
+
+
+if __name__ == "__main__":
+    main()
