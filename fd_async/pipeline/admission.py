@@ -81,11 +81,9 @@ class KvLimit:
         if is_short:
             self.limit = max(1, min(self.limit, int(CUT * under_way)))
             self._grows_from = now + CALM_S
-        elif (
-            under_way >= self.limit and usage <= self._max_usage and now >= max(self._grows_from, self._grown + TICK_S)
-        ):
+        elif under_way >= self.limit and not is_full and now >= self._grows_from:
             self.limit = min(self._ceiling, self.limit + max(1, int(GROWTH * self.limit)))
-            self._grown = now
+            self._grows_from = now + TICK_S
 
 
 class _Waiter:
