@@ -53,6 +53,8 @@ def check_manifest(staged: StagedWeights, contract: Contract, *, in_file: bool =
     Raises:
         PushRefused: names the first few problems.
     """
+    if len(staged.probe_ids) < 2 or len(staged.probe_logprobs) != len(staged.probe_ids) - 1:
+        raise PushRefused(f"push of version {staged.version}: the probe has no log-prob for each id after the first")
     lengths = {len(staged.names), len(staged.dtypes), len(staged.shapes)} | (
         {len(staged.offsets)} if in_file else set()
     )

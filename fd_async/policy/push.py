@@ -28,7 +28,7 @@ from fd_async.types import StagedWeights
 if TYPE_CHECKING:
     from vllm.v1.engine.async_llm import AsyncLLM
 
-_PAUSE = {"keep": ("keep", False), "recompute": ("keep", True), "drain": ("wait", True)}
+PAUSE = {"keep": ("keep", False), "recompute": ("keep", True), "drain": ("wait", True)}
 """policy.in_flight -> vLLM's pause mode, and whether the KV goes, prefixes for requests in vLLM's queue included."""
 _SENDER = "fd_async.policy.nccl:Broadcaster"
 """What the learner, which may not import this room, sends through."""
@@ -36,6 +36,20 @@ _FIRST_LOOK_S, _LONGEST_LOOK_S = 0.002, 0.05
 """How often to ask whether the workers are prepared; each question waits for the end of an engine step."""
 
 _DISCARD_S = 5.0
+
+
+async def hash_file(staged: StagedWeights) -> FileStamp:
+    """Check the staged file in a thread, which a cancelled call leaves to end soon.
+
+    Raises:
+        PushRefused: it is not the manifest's.
+    """
+    stop = threading.Event()
+    try:
+        # A file system that hangs keeps its thread, not the controller.
+        return await anyio.to_thread.run_sync(check_file, staged, stop, abandon_on_cancel=True)
+    finally:
+        stop.set()
 
 
 class Pusher:
@@ -55,10 +69,6 @@ class Pusher:
             PushRefused: nothing changed.
             EngineDied: the engine's process is gone.
         """
-        if len(staged.probe_ids) < 2 or len(staged.probe_logprobs) != len(staged.probe_ids) - 1:
-            raise PushRefused(
-                f"push of version {staged.version}: the probe has no log-prob for each id after the first"
-            )
         check_manifest(staged, self._contract, in_file=self._in_file)
         if not self._in_file:
             if send is None:
@@ -67,18 +77,10 @@ class Pusher:
             names = [self._contract.name(name) for name in staged.names]
             return {"names": names, "dtype_names": staged.dtypes, "shapes": staged.shapes}
         with self._phase("checking the staged file", PushRefused):
-            stamp = await self._check_file(staged)
+            stamp = await hash_file(staged)
         with self._phase("preparing the new weights", PushRefused):
             await self._prepare(staged, stamp)
         return {}
-
-    async def _check_file(self, staged: StagedWeights) -> FileStamp:
-        stop = threading.Event()
-        try:
-            # A file system that hangs keeps its thread, not the controller.
-            return await anyio.to_thread.run_sync(check_file, staged, stop, abandon_on_cancel=True)
-        finally:
-            stop.set()
 
     async def _prepare(self, staged: StagedWeights, stamp: FileStamp) -> None:
         """Have the workers build the new weights beside the old ones, in a thread of their own."""
@@ -115,7 +117,7 @@ class Pusher:
             PushFailed: it broke after it began, or did not end within `policy.push_timeout_s`; the engine stays held.
             EngineDied: the engine's process is gone.
         """
-        mode, clear_cache = _PAUSE[self._config.in_flight]
+        mode, clear_cache = PAUSE[self._config.in_flight]
         held = time.perf_counter()
         in_doubt = loads = False
         try:

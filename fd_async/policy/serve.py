@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
         config = load_config(arguments.config[0], arguments.config[1:], arguments.set, check_files=False)
         key = _key(config, arguments.host)
     except FdError as error:
-        print(f"fd-serve: {error}", file=sys.stderr)
+        sys.stderr.write(f"fd-serve: {error}\n")
         return error.exit_code
     with tempfile.TemporaryDirectory(prefix="fd_async_serve_") as scratch:
         logging_file = Path(scratch) / "logging.json"

@@ -12,9 +12,8 @@ was looked at), `Unsuited` (it answers, but was not started for this), `Rejected
 
 from __future__ import annotations
 
-import asyncio
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -112,8 +111,8 @@ class Link:
 
     Args:
         url: address without a slash at its end.
-        requests: session for requests, which may wait for one of its connections.
-        control: session for all else, which never waits behind requests.
+        requests: session of streams, which may wait for one of its connections.
+        control: session of all else, which never waits behind streams.
     """
 
     def __init__(self, url: str, requests: aiohttp.ClientSession, control: aiohttp.ClientSession) -> None:
@@ -152,7 +151,7 @@ class Link:
         except ValueError as error:
             raise Down(f"/metrics: {error}") from error
 
-    async def stream(self, body: dict[str, Any]) -> AsyncIterator[Delta]:
+    async def stream(self, body: dict[str, Any]) -> AsyncGenerator[Delta]:
         """Run a request; leaving early closes the connection, which ends it in the server.
 
         Raises:
@@ -161,18 +160,19 @@ class Link:
         body["stream"] = True
         body["sampling_params"]["stream_interval"] = _STREAM_TOKENS
         async with self._open(self._requests, "POST", "/inference/v1/generate", body=body) as response:
+            is_whole = False
             async for event in _events(response.content):
                 delta = _delta(event, body["request_id"])
+                is_whole = is_whole or delta.finish_reason is not None
                 yield delta
-                if delta.finish_reason is not None:
-                    return
-        raise Down("the stream ended before the request did")
+        if not is_whole:
+            raise Down("the stream ended before the request did")
 
     async def score(self, token_ids: Sequence[int], request_id: str, salt: str) -> list[float]:
         """Return the log-probs of `token_ids[1:]`; vLLM never takes them from the prefix cache."""
         params = {"max_tokens": 1, "prompt_logprobs": 0, "detokenize": False, "ignore_eos": True}
         body = {"request_id": request_id, "token_ids": token_ids, "sampling_params": params, "cache_salt": salt}
-        async with self._open(self._requests, "POST", "/inference/v1/generate", body=body) as response:
+        async with self._open(self._control, "POST", "/inference/v1/generate", body=body) as response:
             answer = _decode(await response.read(), _Answer)
         rows = (answer.prompt_logprobs or [])[1:]
         if len(rows) != len(token_ids) - 1:
@@ -216,7 +216,7 @@ class Link:
                 if response.status != 200:
                     raise _failure(path, response.status, await response.content.read(1 << 16))
                 yield response
-        except (aiohttp.ClientError, OSError, asyncio.TimeoutError) as error:
+        except (aiohttp.ClientError, OSError) as error:
             raise Down(f"{path}: {_in_short(error)}") from error
 
 
