@@ -80,7 +80,7 @@ class ExternalSink(Observer):
                 self._rows.put_nowait(row)
             except queue.Full:
                 self._leave_out(f"{MAX_ROWS} rows wait for it")
-                self._kill()
+                self._kill()  # at once; the thread, which may hang in the pipe, hears of it by that
 
     def close(self) -> None:
         """Let the package finish, for CLOSE_S seconds."""
@@ -99,17 +99,19 @@ class ExternalSink(Observer):
     def _run(self) -> None:
         try:
             with self._log_path.open("ab") as output:
-                self._process = _spawn(self.name, output)
-            self._feed(self._process)
-            code = self._process.wait()
+                self._process = process = _spawn(self.name, output)
+            if self._left_out:
+                self._kill()  # it was given up before there was a process to kill
+            try:
+                self._feed(process)
+            finally:
+                code = process.wait()  # the end of its input ends it, or whoever closes this sink does
             if code:
                 self._leave_out(f"ended with {code}: {self._last_words()}")
         except OSError as error:
-            if self._process is not None and self._process.poll() is None and not self._left_out:
-                self._process.wait()  # the pipe broke because it ends; what it said last is in its log by then
             self._leave_out(self._last_words() or str(error))
         finally:
-            self._kill()
+            self._kill()  # what it started and left behind
 
     def _feed(self, process: subprocess.Popen[bytes]) -> None:
         """Send rows until the sentinel; OSError when the process is gone."""
@@ -132,20 +134,19 @@ class ExternalSink(Observer):
         return lines[-1].strip()[:300] if lines else ""
 
     def _kill(self) -> None:
-        """End the process and what it started."""
+        """End the process and what it started; the thread takes note of it."""
         if self._process is not None:
             try:
                 os.killpg(self._process.pid, signal.SIGKILL)
             except ProcessLookupError:
                 pass  # all gone
-            self._process.wait()
 
 
 def _spawn(name: str, output: Any) -> subprocess.Popen[bytes]:
     """Start the process, in a group of its own: Ctrl-C is for the run, which then ends this one in order."""
     path = os.pathsep.join(filter(None, [str(Path(fd_async.__file__).parents[1]), os.environ.get("PYTHONPATH")]))
     return subprocess.Popen(
-        [sys.executable, "-m", "fd_async.telemetry.external_process", name],
+        [sys.executable, "-m", "fd_async.telemetry.external_process", name, str(CLOSE_S)],
         stdin=subprocess.PIPE,
         stdout=output,
         stderr=output,

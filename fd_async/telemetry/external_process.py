@@ -1,7 +1,7 @@
 """The process of one external sink: reads rows from its standard input and hands them to the package.
 
 The first line says what run it is; every further line is a row. The end of the input is the end of the run. When the
-run was killed, this process ends within DEADLINE_S seconds, whatever the package does meanwhile.
+run was killed, this process ends within the seconds of its second argument, whatever the package does meanwhile.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
-
-DEADLINE_S = 10.0
 
 
 class Package(Protocol):
@@ -116,7 +114,7 @@ def _run_id(path: Path) -> str:
 
 def main() -> None:
     """Feed the package named by the first argument until the input ends."""
-    threading.Thread(target=_outlive_briefly, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_outlive_briefly, args=(os.getppid(), float(sys.argv[2])), daemon=True).start()
     package = PACKAGES[sys.argv[1]](json.loads(sys.stdin.readline()))
     for line in sys.stdin:
         row = {key: value for key, value in json.loads(line).items() if value is not None}
@@ -124,11 +122,11 @@ def main() -> None:
     package.close()
 
 
-def _outlive_briefly(parent: int) -> None:
-    """Leave DEADLINE_S seconds after the parent died."""
+def _outlive_briefly(parent: int, seconds: float) -> None:
+    """Leave `seconds` after the parent died."""
     while os.getppid() == parent:
-        time.sleep(1.0)
-    time.sleep(DEADLINE_S)
+        time.sleep(0.5)
+    time.sleep(seconds)
     os._exit(1)
 
 

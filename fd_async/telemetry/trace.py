@@ -145,7 +145,7 @@ class _Writer:
         self._epoch_s = epoch_s
         self._file: FileIO | None = None
         self._lines: list[bytes] = []
-        self._size = 0
+        self._size = self._full = 0
         self._open: dict[str, tuple[str, list[tuple[str, int]]]] = {}
         """Item -> its stage, and the group and lane of each of its slices."""
         self._free: dict[str, list[int]] = {group: [] for group in GROUPS}
@@ -164,6 +164,7 @@ class _Writer:
             self._add("M", "process_sort_index", group, 0, args={"sort_index": index})
             for lane in range(self._num_lanes[group]):
                 self._name("thread_name", group, lane, f"{group} {lane + 1}")
+        self._full = self._size + self._max_bytes
 
     def move(self, now: float, item: str, stage: str) -> None:
         """Show that an item is in another stage; an empty one ends it."""
@@ -212,7 +213,7 @@ class _Writer:
         """Hand everything to the operating system, and begin anew when the file is large."""
         self._write(b"".join(self._lines))
         self._lines.clear()
-        if self._size > self._max_bytes:
+        if self._size > self._full:
             for _, slices in self._open.values():
                 self._finish(now, slices)
             self.close()
