@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator, Sequence
+from typing import TypeGuard
 
 from fd_async.cli import commands
 from fd_async.cli.parser import COMMANDS, make_parser
-from fd_async.errors import FdError
+from fd_async.errors import FdError, PreflightError
 
 INTERRUPTED = 130
 
@@ -29,6 +33,7 @@ def main(argv: Sequence[str]) -> int:
     command = argv[0]
     arguments = make_parser(command).parse_args(argv[1:])
     log = commands.ErrorLog()
+    _heed_signals()
     try:
         return _COMMANDS[command](arguments, log)
     except KeyboardInterrupt:
@@ -44,25 +49,42 @@ def main(argv: Sequence[str]) -> int:
 def report(error: BaseException, prog: str, log: commands.ErrorLog, *, debug: bool) -> int:
     """Print one line per cause, keep the traceback in the log; return the exit code.
 
-    A task group wraps what its tasks raise: the causes inside are what a person wants to read. The exit code is that of
-    the first cause that fd_async raised on purpose, 1 where all are surprises.
+    A task group wraps what its tasks raise: the causes inside are what a person wants to read, and they come last. The
+    exit code is that of the first cause that fd_async raised on purpose, 1 where all are surprises.
     """
     causes = list(_causes(error))
     if all(isinstance(cause, KeyboardInterrupt) for cause in causes):
         print(f"{prog}: interrupted", file=sys.stderr)
         return INTERRUPTED
     written = log.write(error)
-    lines = dict.fromkeys(line for cause in causes for line in _lines(cause))
-    for line in lines:
-        print(f"{prog}: {line}", file=sys.stderr)
-    expected = [cause for cause in causes if isinstance(cause, FdError)]
+    known = [code for cause in causes if (code := _exit_code(cause)) is not None]
     if debug:
         traceback.print_exception(error)
     elif written:
         print(f"{prog}: traceback in {written}", file=sys.stderr)
-    elif not expected:
+    elif not known:
         print(f"{prog}: run it again with --debug for the traceback", file=sys.stderr)
-    return expected[0].exit_code if expected else 1
+    for line in dict.fromkeys(line for cause in causes for line in _lines(cause)):
+        print(f"{prog}: {line}", file=sys.stderr)
+    return known[0] if known else 1
+
+
+def _heed_signals() -> None:
+    """Let a scheduler's signals end what has no event loop yet as Ctrl-C does; `nohup` keeps its meaning."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL and threading.current_thread() is threading.main_thread():
+            signal.signal(number, signal.default_int_handler)
+
+
+def _exit_code(cause: BaseException) -> int | None:
+    """Return what scripts are told; None where the cause is a surprise."""
+    if isinstance(cause, FdError):
+        return cause.exit_code
+    return PreflightError.exit_code if _is_full_disk(cause) else None
+
+
+def _is_full_disk(cause: BaseException) -> TypeGuard[OSError]:
+    return isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -76,6 +98,9 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 def _lines(cause: BaseException) -> list[str]:
     if isinstance(cause, FdError):
         return str(cause).splitlines() or [type(cause).__name__]
+    if _is_full_disk(cause):
+        where = f"{cause.filename}: " if cause.filename else ""
+        return [f"{where}the disk is full ({cause.strerror}); free space, then continue with --resume"]
     frames = traceback.extract_tb(cause.__traceback__)
     where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
     text = str(cause).strip().splitlines()

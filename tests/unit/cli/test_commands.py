@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import signal
 import subprocess
 import sys
 import tomllib
@@ -135,9 +138,9 @@ def test_a_failure_is_one_line_its_exit_code_and_a_log(
     """The traceback goes to the run's log."""
     app(run=fail(ExceptionGroup("tasks", [ExceptionGroup("inner", [error])])))
     assert main(["run", "--config", str(config)]) == error.exit_code
-    first, second = capsys.readouterr().err.splitlines()
-    assert first == f"fd-run: {error}"
-    assert second == "fd-run: traceback in runs/small/logs/error.log"
+    first, last = capsys.readouterr().err.splitlines()
+    assert first == "fd-run: traceback in runs/small/logs/error.log"
+    assert last == f"fd-run: {error}"
     assert type(error).__name__ in Path("runs/small/logs/error.log").read_text()
 
 
@@ -150,6 +153,34 @@ def test_a_bug_is_named_with_its_place(
     assert "unexpected KeyError: 'x' at " in capsys.readouterr().err
     assert main(["run", "--config", str(config), "--debug"]) == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_line_whoever_meets_it(
+    config: Path, app: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit 3, and what to do; no surprise with a place in the code."""
+    app(run=fail(ExceptionGroup("tasks", [OSError(errno.ENOSPC, "No space left on device", "runs/small/config.toml")])))
+    assert main(["run", "--config", str(config)]) == 3
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("fd-run: runs/small/config.toml: the disk is full")
+    assert "--resume" in last
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_before_the_loop_runs_is_130(number: signal.Signals, config: Path, app: Callable[..., None]) -> None:
+    """While torch is imported nobody listens yet: whatever a scheduler sends ends the command as Ctrl-C does."""
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)}
+
+    def run(*_: object) -> int:
+        os.kill(os.getpid(), number)
+        return 0
+
+    app(run=run)
+    try:
+        assert main(["run", "--config", str(config)]) == 130
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), BaseExceptionGroup("tasks", [KeyboardInterrupt()])])
@@ -247,4 +278,4 @@ def test_causes_come_out_of_real_task_groups(
     """What anyio raises is a group; its inside is what a person reads."""
     app(run=lambda *_: anyio.run(_raise_in_group, EngineDied("vLLM is gone")))
     assert main(["run", "--config", str(config)]) == 5
-    assert capsys.readouterr().err.startswith("fd-run: vLLM is gone\n")
+    assert capsys.readouterr().err.endswith("fd-run: vLLM is gone\n")
