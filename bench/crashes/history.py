@@ -1,0 +1,162 @@
+"""What must hold of a run whose processes were killed, read from its ledger, its learner's state and the seller."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import sqlite3
+import tempfile
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from bench.crashes.plans import PROMPT_IDS, plan
+from bench.crashes.seller import sales
+from bench.crashes.standins import read_state
+from fd_async.data.ledger import AttemptRecord, read_attempts
+from fd_async.learner.checkpoints import find_checkpoint, list_checkpoints
+from fd_async.telemetry.sinks import read_rows
+
+
+class History(Struct, frozen=True):
+    """Where a finished run ended, for comparison with one that nobody killed."""
+
+    trained: list[str]
+    """Rollout ids, sorted."""
+    frontier: int
+    """Highest ordinal with a terminal record."""
+    tokens: dict[str, int]
+    """Sampled tokens by outcome."""
+    sampled: int
+    """Tokens that the engine sampled in all processes of the run."""
+
+
+class Broken(Struct, frozen=True):
+    """What does not hold; all empty or 0 in a sound run."""
+
+    skipped: list[int]
+    """Ordinals up to the frontier without a terminal record."""
+    repeated: list[str]
+    """Rollouts that the learner was trained on twice."""
+    other: list[str]
+    """Anything else, in words."""
+
+
+class Bought(Struct, frozen=True):
+    """What was bought, and what of it the ledger had, when a process was gone."""
+
+    sold: dict[str, int]
+    recorded: frozenset[str]
+
+
+def look(folder: Path, run_dir: Path) -> Bought:
+    """Read the seller's book and the ledger of a run of which no process is left."""
+    recorded: frozenset[str] = frozenset()
+    if (run_dir / "ledger.db").exists():
+        rows = _rows(run_dir, "SELECT prompt_hash FROM feedback")
+        recorded = frozenset(key for (key,) in rows)
+    return Bought(dict(sales(folder, run_dir.name)), recorded)
+
+
+def continued_tokens(run_dir: Path) -> int:
+    """Return the sampled tokens of attempts that the next process can go on with."""
+    rows = _rows(run_dir, "SELECT COALESCE(SUM(sampled_tokens), 0) FROM partials")
+    return int(rows[0][0]) if rows else 0
+
+
+def rebought(looks: list[Bought]) -> tuple[int, int]:
+    """Count over the deaths of a run: answers bought again, and answers that were on their way when a kill came.
+
+    An answer that was paid for and is not in the ledger when its buyer dies is lost with it: nobody can know of it.
+    What the ledger has must never be bought again.
+    """
+    again = cut_off = 0
+    for before, after in itertools.pairwise(looks):
+        new = {key: count - before.sold.get(key, 0) for key, count in after.sold.items()}
+        again += sum(new.get(key, 0) for key in before.recorded)
+        bought = {key: count for key, count in new.items() if count and key not in before.recorded}
+        again += sum(count - 1 for count in bought.values())  # twice in one life
+        cut_off += sum(key not in after.recorded for key in bought)
+    return again, cut_off
+
+
+def read_history(run_dir: Path, *, steps: int) -> tuple[History, Broken]:
+    """Check a finished run from end to end."""
+    other: list[str] = []
+    records = read_attempts(run_dir / "ledger.db", 10**6)
+    train = [record for record in records if record.rollout.purpose == "train"]
+    by_ordinal = {record.rollout.ordinal for record in train if record.outcome != "queued"}
+    frontier = max(by_ordinal, default=-1)
+    skipped = sorted(set(range(frontier + 1)) - by_ordinal)
+    learned = read_state(find_checkpoint(run_dir / "checkpoints", None))
+    if max(list_checkpoints(run_dir / "checkpoints"), default=0) != steps:
+        other.append(f"the last checkpoint is not of step {steps}")
+    batches = [msgspec.msgpack.decode(body) for (body,) in _rows(run_dir, "SELECT rollout_ids FROM batches")]
+    if [rollout for batch in batches for rollout in batch] != learned or len(batches) != steps:
+        other.append("the ledger's batches are not what the learner was trained on")
+    if sorted(learned) != sorted(record.rollout.id for record in train if record.outcome == "trained"):
+        other.append("the attempts called trained are not those that the learner was trained on")
+    other += [f"{record.rollout.id}: {problem}" for record in train if (problem := _problem(record))]
+    other += _accounts(run_dir, train, steps)
+    other += [f"left behind: {path.relative_to(run_dir)}" for path in _leftovers(run_dir)]
+    tokens: dict[str, int] = {}
+    for record in train:
+        tokens[record.outcome] = tokens.get(record.outcome, 0) + record.rollout.num_sampled_tokens
+    sampled = int.from_bytes((run_dir / "sampled.count").read_bytes(), "little")
+    history = History(trained=sorted(learned), frontier=frontier, tokens=tokens, sampled=sampled)
+    repeated = sorted({rollout for rollout in learned if learned.count(rollout) > 1})
+    return history, Broken(skipped=skipped, repeated=repeated, other=other)
+
+
+def _problem(record: AttemptRecord) -> str:
+    """Compare an attempt, token for token, with what its ticket samples when nothing ever cuts it."""
+    rollout, whole = record.rollout, plan(record.rollout.id)
+    length = len(rollout.completion_ids)
+    if rollout.prompt_ids != PROMPT_IDS or rollout.completion_ids != whole.ids[:length]:
+        return "its ids are not those of an attempt that nothing cut"
+    if rollout.logprobs != whole.logprobs[:length] or rollout.sampled_mask != whole.sampled[:length]:
+        return "its log-probs or its mask are not those of an attempt that nothing cut"
+    if rollout.failure != "infrastructure" and rollout.turns[-1].end not in (length, *whole.turn_ends):
+        return "its last turn has no end"
+    covered = [i for span in rollout.spans for i in range(span.start, span.end)]
+    if covered != [i for i, own in enumerate(rollout.sampled_mask) if own]:
+        return "its spans are not what it sampled"
+    return ""
+
+
+def _accounts(run_dir: Path, train: list[AttemptRecord], steps: int) -> list[str]:
+    rows = read_rows(run_dir / "metrics.jsonl")
+    problems = [f"the accounts of step {row['step']} do not close" for row in rows if not _closes(row)]
+    if [row["step"] for row in rows] != list(range(1, steps + 1)):
+        problems.append("metrics.jsonl has not one row per step")
+    trained = sum(record.rollout.num_sampled_tokens for record in train if record.outcome == "trained")
+    if rows and rows[-1]["tokens/trained"] != trained:
+        problems.append(f"the last row says {rows[-1]['tokens/trained']} trained tokens, the ledger {trained}")
+    if any(record.outcome == "queued" for record in train):
+        problems.append("attempts are queued after the end")
+    if left := _rows(run_dir, "SELECT id FROM partials"):
+        problems.append(f"{len(left)} attempts are under way after the end")
+    return problems
+
+
+def _closes(row: dict[str, Any]) -> bool:
+    return row["tokens/generated"] == row["tokens/trained"] + row["tokens/queued"] + row["tokens/dropped"]
+
+
+def _leftovers(run_dir: Path) -> list[Path]:
+    names = [*run_dir.rglob("*.tmp"), *run_dir.rglob(".*.tmp"), *run_dir.glob("fd_async-rollouts-*")]
+    return sorted(set(names))
+
+
+def _rows(run_dir: Path, query: str) -> list[tuple[Any, ...]]:
+    """Ask a copy of the ledger: to open the one that a kill left would already mend it."""
+    with tempfile.TemporaryDirectory() as folder:
+        for path in run_dir.glob("ledger.db*"):
+            shutil.copy(path, folder)
+        with closing(sqlite3.connect(Path(folder) / "ledger.db")) as db:
+            if not db.execute("SELECT COUNT(*) FROM sqlite_master WHERE name='partials'").fetchone()[0]:
+                return []  # killed before the tables were made
+            return db.execute(query).fetchall()

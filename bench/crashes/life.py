@@ -1,0 +1,156 @@
+"""One process of a run: forked, started or resumed, and killed at a given moment unless it ends before."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import anyio
+import msgspec
+from msgspec import Struct
+
+from bench.crashes.standins import (
+    Buyer,
+    PlannedEngine,
+    PlannedRenderer,
+    PlannedVerifier,
+    RememberingLearner,
+    start_learner,
+)
+from fd_async.config.schema import RunConfig
+from fd_async.data.ledger import open_ledger
+from fd_async.data.statements import StatementOrder
+from fd_async.learner.checkpoints import find_checkpoint, list_folders, read_manifest
+from fd_async.pipeline.lives import Lives
+from fd_async.pipeline.signals import Stop
+from fd_async.pipeline.state import Parts
+from fd_async.rollouts import RolloutRunner
+from fd_async.scratch import scratch_folder
+from fd_async.telemetry.logs import setup_logging
+from fd_async.telemetry.observers import Observers
+from fd_async.telemetry.progress import QuietProgress
+from fd_async.types import Statement
+
+KINDS: dict[str, dict[str, dict[str, Any]]] = {
+    "fd": {},
+    "fd, two attempts per prompt": {"rollout": {"samples_per_prompt": 2}, "admission": {"max_staleness": 2}},
+    "fd, sync": {"run": {"mode": "sync"}},
+    "grpo": {"algorithm": {"type": "grpo"}, "rollout": {"samples_per_prompt": 3}},
+}
+"""Kind of run -> what its configuration differs in."""
+
+
+class Outcome(Struct, frozen=True):
+    """How a life ended."""
+
+    code: int
+    """Exit code; -9 when it was killed."""
+    seconds: float
+
+
+def make_config(kind: str, steps: int) -> RunConfig:
+    tables: dict[str, dict[str, Any]] = {
+        "run": {"max_steps": steps, "stall_warn_s": 20.0, "stall_abort_s": 30.0, "shutdown_s": 20.0},
+        "model": {"path": "none"},
+        "data": {"train": "none"},
+        "learner": {"prompts_per_step": 4},
+        "rollout": {"record_every_s": 0.1, "concurrency": 64},
+        "admission": {"max_staleness": 1},
+        "checkpoint": {"every_steps": 2, "min_free_gib": 0.0, "keep_last": 2},
+        "eval": {"every_steps": 0},
+        "feedback": {"type": "openai", "model": "stand-in"},
+        "telemetry": {"status_every_s": 0.2, "console": "quiet"},
+    }
+    for table, keys in KINDS[kind].items():
+        tables.setdefault(table, {}).update(keys)
+    return msgspec.convert(tables, RunConfig)
+
+
+def live(config: RunConfig, run_dir: Path, socket: Path, *, kill_after_s: float | None) -> Outcome:
+    """Start or resume a run in a forked process, and wait for its end or bring it about."""
+    started = time.monotonic()
+    pid = os.fork()
+    if not pid:
+        code = 1
+        try:
+            run_dir.mkdir(exist_ok=True)
+            log = os.open(run_dir / "console.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            code = anyio.run(_run, config, run_dir, socket)
+        except BaseException as error:
+            sys.excepthook(type(error), error, error.__traceback__)
+        finally:
+            os._exit(code)
+    while True:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return Outcome(os.waitstatus_to_exitcode(status), time.monotonic() - started)
+        if kill_after_s is not None and time.monotonic() - started >= kill_after_s:
+            os.kill(pid, signal.SIGKILL)
+            _, status = os.waitpid(pid, 0)
+            return Outcome(os.waitstatus_to_exitcode(status), time.monotonic() - started)
+        time.sleep(0.001)
+
+
+async def _run(config: RunConfig, run_dir: Path, socket: Path) -> int:
+    stop = Stop(shutdown_s=config.run.shutdown_s)
+    return await stop.run(lambda: _live(config, run_dir, socket, stop))
+
+
+async def _live(config: RunConfig, run_dir: Path, socket: Path, stop: Stop) -> int:
+    for folder in ("logs", "checkpoints"):
+        (run_dir / folder).mkdir(exist_ok=True)
+    setup_logging(run_dir, "info", live=False)
+    resumes = (run_dir / "ledger.db").exists()
+    folder = find_checkpoint(run_dir / "checkpoints", None) if list_folders(run_dir / "checkpoints") else None
+    statements = [Statement(name=f"t{i}", formal_statement=f"theorem t{i} : True :=") for i in range(16)]
+    engine = PlannedEngine(run_dir / "sampled.count")
+    renderer: Any = PlannedRenderer()
+    verifier: Any = PlannedVerifier()
+    async with AsyncExitStack() as stack:
+        ledger = await stack.enter_async_context(open_ledger(run_dir / "ledger.db"))
+        scratch = stack.enter_context(scratch_folder("rollouts", run_dir))
+        runner = RolloutRunner(
+            engine=engine,
+            renderer=renderer,
+            verifier=verifier,
+            search=None,  # type: ignore[arg-type]
+            config=config.rollout,
+            scratch=scratch,
+        )
+
+        async def assemble(learner: RememberingLearner) -> Parts:
+            return Parts(
+                config=config,
+                run_dir=run_dir,
+                engine=engine,
+                learner=learner,  # type: ignore[arg-type]
+                renderer=renderer,
+                verifier=verifier,
+                provider=Buyer(socket, run_dir.name),
+                ledger=ledger,
+                runner=runner,
+                order=StatementOrder(statements, 0),
+                suites={},
+                progress=QuietProgress(),
+            )
+
+        lives = Lives(
+            config,
+            run_dir,
+            start_learner=start_learner,  # type: ignore[arg-type]
+            assemble=assemble,  # type: ignore[arg-type]
+            probe_ids=[1, 2],
+            config_hash="crashes",
+            stop=stop,
+            progress=QuietProgress(),
+            observers=Observers(),
+            resumes=resumes,
+        )
+        return await lives.run(folder, read_manifest(folder).step if folder else 0)

@@ -1,0 +1,55 @@
+"""Sells feedback over a socket and writes every sale down before it answers; outlives the runs that are killed."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import anyio
+from anyio.abc import SocketStream
+
+_ANSWER_S = (0.005, 0.04)
+
+
+@contextmanager
+def selling(folder: Path) -> Iterator[Path]:
+    """Run the seller in a process of its own; yield its socket."""
+    socket = folder / "seller.sock"
+    pid = os.fork()
+    if not pid:
+        try:
+            anyio.run(_serve, folder, socket)
+        finally:
+            os._exit(1)
+    try:
+        yield socket
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def sales(folder: Path, run: str) -> Counter[str]:
+    """Return question -> number of times that a run bought its answer."""
+    path = folder / f"{run}.sales"
+    return Counter(path.read_text().split()) if path.exists() else Counter()
+
+
+async def _serve(folder: Path, socket: Path) -> None:
+    async def handle(stream: SocketStream) -> None:
+        async with stream:
+            run, key = (await stream.receive(4096)).decode().split()
+            with (folder / f"{run}.sales").open("a") as file:
+                file.write(f"{key}\n")
+            await anyio.sleep(random.uniform(*_ANSWER_S))
+            try:
+                await stream.send(f"1. Do it. ({key})".encode())
+            except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+                pass  # the buyer was killed: its money is spent all the same
+
+    listener = await anyio.create_unix_listener(socket)
+    await listener.serve(handle)
