@@ -11,7 +11,7 @@ from msgspec import Struct
 from bench.simulation.engine import SimulatedEngine
 from bench.simulation.plans import Plans
 from fd_async.feedback.remote import TextAnswer
-from fd_async.types import Statement, StagedWeights, StepReport, ToolCall, TrainingSample, Verdict
+from fd_async.types import StagedWeights, Statement, StepReport, ToolCall, TrainingSample, Verdict
 from fd_async.verifier.repl.schedule import Costs, FairQueue, Ticket
 
 _ADVICE = "1. Write the statement first, then check every step of the proof with the tools before going on with it."
@@ -42,7 +42,8 @@ class LearnerFigures(Struct, frozen=True, kw_only=True):
     peak_flops: float
     model_flops_utilisation: float
     passes: float
-    """Floating-point operations per token and parameter."""
+    """Floating-point operations per token and parameter of a Feedback Distillation step."""
+    grpo_passes: float
     fixed_s: float
     stage_s: float
 
@@ -177,8 +178,9 @@ class SimulatedTutor:
 class SimulatedLearner:
     """Takes the time of its tokens on its GPUs."""
 
-    def __init__(self, figures: LearnerFigures, gpus: int, grain: int) -> None:
+    def __init__(self, figures: LearnerFigures, gpus: int, grain: int, algorithm: str) -> None:
         self._figures, self._gpus, self._grain = figures, gpus, grain
+        self._passes = figures.passes if algorithm == "fd" else figures.grpo_passes
         self.busy_s = 0.0
         self.lengths: list[int] = []
         """Tokens of every trained completion."""
@@ -187,7 +189,7 @@ class SimulatedLearner:
         """Forward the teacher, forward and backward the student."""
         f = self._figures
         tokens = sum(sample.num_tokens for sample in samples) * self._grain
-        flops = f.passes * f.parameters * tokens
+        flops = self._passes * f.parameters * tokens
         seconds = f.fixed_s + flops / (self._gpus * f.peak_flops * f.model_flops_utilisation)
         self.busy_s += seconds
         self.lengths += [len(sample.completion_ids) * self._grain for sample in samples]

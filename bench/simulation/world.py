@@ -44,6 +44,9 @@ MEMORY = Path("/dev/shm")
 """Where ledger and folders of simulated runs lie, if it is there: nothing is to be measured about a disk."""
 
 
+FIGURES = Path(__file__).with_name("figures.toml")
+
+
 class Figures(Struct, frozen=True, kw_only=True):
     """All service times of a machine; see figures.toml."""
 
@@ -52,6 +55,11 @@ class Figures(Struct, frozen=True, kw_only=True):
     lean: LeanFigures
     feedback: FeedbackFigures
     learner: LearnerFigures
+
+
+def load_figures(path: Path = FIGURES) -> Figures:
+    """Read the table of service times."""
+    return msgspec.toml.decode(path.read_bytes(), type=Figures)
 
 
 class Setting(Struct, frozen=True, kw_only=True):
@@ -66,12 +74,20 @@ class Setting(Struct, frozen=True, kw_only=True):
     """Engine and learner take turns on the same GPUs; only where they never overlap (`max_staleness` 0)."""
     prompts_per_step: int = 128
     samples_per_prompt: int = 1
-    steps: int = 16
+    periods: int = 1
+    """Times that S + 1 steps are measured: what is admitted at once comes back as a wave of that length."""
+    steps: int = 0
+    """Gradient steps; 0: what `periods` need."""
     grain: int = 16
     """Tokens that one simulated token id stands for."""
     algorithm: str = "fd"
     tables: dict[str, dict[str, Any]] = {}
     """Further keys of the configuration."""
+
+    @property
+    def num_steps(self) -> int:
+        """The steps that are measured, and those before and after, where the pipeline fills and drains."""
+        return self.steps or (self.max_staleness + 1) * (self.periods + 1) + self.max_staleness + 1
 
 
 class Simulated(Struct, frozen=True, kw_only=True):
@@ -104,7 +120,7 @@ class World:
         self.engine = SimulatedEngine(figures.engine, setting.engine_gpus, plans, setting.grain)
         self.lean = SimulatedLean(figures.lean, plans)
         self.tutor = SimulatedTutor(figures.feedback, seed)
-        self.learner = SimulatedLearner(figures.learner, setting.learner_gpus, setting.grain)
+        self.learner = SimulatedLearner(figures.learner, setting.learner_gpus, setting.grain, setting.algorithm)
         self.renderer = SimulatedRenderer(plans, self.engine, setting.grain, figures.feedback.tokens)
 
     @asynccontextmanager
@@ -157,7 +173,7 @@ def make_config(setting: Setting, figures: Figures, plans: Plans) -> RunConfig:
     ids = plans.max_response_tokens // setting.grain
     in_flight = (setting.max_staleness + 2) * setting.prompts_per_step * setting.samples_per_prompt
     tables: dict[str, dict[str, Any]] = {
-        "run": {"mode": setting.mode, "max_steps": setting.steps, "stall_warn_s": 1e5, "stall_abort_s": 1e6},
+        "run": {"mode": setting.mode, "max_steps": setting.num_steps, "stall_warn_s": 1e5, "stall_abort_s": 1e6},
         "model": {"path": "simulated"},
         "data": {"train": "simulated"},
         "rollout": {
@@ -202,16 +218,16 @@ async def _simulate(setting: Setting, figures: Figures, plans: Plans, seed: int,
         dropped = sum(state.num_dropped.values())
     rows = [row for row in read_rows(folder / "metrics.jsonl") if row.get("time/step_s") is not None]
     ends = [row["time/elapsed_s"] for row in rows]
-    # The first S + 1 steps fill the pipeline; for the last S nothing new is admitted.
-    first, last = setting.max_staleness + 1, len(ends) - 1 - setting.max_staleness
-    if last <= first:
-        first, last = 0, len(ends) - 1
+    first = setting.max_staleness
+    last = first + setting.periods * (setting.max_staleness + 1)
+    if setting.steps:
+        first, last = 0, setting.steps - 1
     total_s, gpus = ends[-1], world.engine.gpus
     busy_s = sum(gpu.busy_s for gpu in gpus)
     return Simulated(
         setting=setting,
         rows=rows,
-        step_s=(ends[last] - ends[first]) / (last - first) if last > first else total_s,
+        step_s=(ends[last] - ends[first]) / (last - first),
         total_s=total_s,
         dropped=dropped,
         max_staleness=max(row["staleness/max"] for row in rows),
