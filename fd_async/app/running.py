@@ -23,12 +23,12 @@ from fd_async.errors import CheckpointError, ConfigError, FdError, first_cause
 from fd_async.learner.checkpoints import find_checkpoint, list_folders, read_manifest, resolve_init_from
 from fd_async.learner.client import Learner, check_learner, start_learner
 from fd_async.pipeline.lives import Lives
+from fd_async.pipeline.observing import open_observers
 from fd_async.pipeline.signals import Stop
 from fd_async.pipeline.stopping import beside
 from fd_async.pipeline.watchdog import Watchdog
 from fd_async.policy.engine import Engine
 from fd_async.telemetry.logs import setup_logging
-from fd_async.telemetry.observers import Observers
 from fd_async.telemetry.progress import Progress, is_live, make_progress
 from fd_async.telemetry.sinks import replace_file
 
@@ -141,7 +141,8 @@ async def _open_lives(
     await anyio.to_thread.run_sync(check_learner, config, checkpoint)
     environment = dict(os.environ)  # while vLLM starts, that of this process is not fit for a learner
     renderer = await anyio.to_thread.run_sync(load_renderer, config)
-    observers = Observers()
+    step = read_manifest(checkpoint).step if checkpoint else 0
+    observers = await stack.enter_async_context(open_observers(config, run_dir, step=step))
     progress.message(f"starting {'vLLM and ' if engine is None else ''}the learner (minutes for a large model)")
     engine_ready, assemble = await open_lasting(
         stack, config, run_dir, renderer, train, suites, progress, observers, engine

@@ -37,11 +37,13 @@ class Accounts:
         now = anyio.current_time()
         self._slots = {side: SlotAccount(slots, now) for side, slots in num_slots(parts.config).items()}
         self._totals = Totals(usd={}, tokens_under_way=0)
+        self._is_down = False
 
     def snapshot(self) -> dict[str, Any]:
         """Return what status.json, the endpoint and the trace show, and sample who is busy."""
         now, board = anyio.current_time(), self._state.board
         engine = self._parts.engine.statistics()
+        self._heed(engine)
         self._sample(engine, now)
         learner, serving = board.learner.total(now), board.engine.total(now)
         return {
@@ -98,6 +100,13 @@ class Accounts:
         spent = self._parts.provider.statistics()["usd"]
         rest = spent - sum(self._totals.usd.values())
         return {"spent": spent, **self._totals.usd, "unrecorded": rest if abs(rest) > 1e-9 else 0.0}
+
+    def _heed(self, engine: dict[str, float]) -> None:
+        """Put an engine that does not serve on the board, where people see who waits for it."""
+        is_down = engine.get("serving", 1.0) == 0.0
+        if is_down != self._is_down:
+            self._is_down = is_down
+            self._state.board.move("engine", "reviving" if is_down else "")
 
     def _sample(self, engine: dict[str, float], now: float) -> None:
         busy = {

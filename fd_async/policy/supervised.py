@@ -165,13 +165,14 @@ class SupervisedEngine:
         return self._life.engine.pids if self._life else []
 
     def statistics(self) -> dict[str, float]:
-        """Return `Engine.statistics` and `restarts`; requests that wait for an engine count as waiting."""
+        """Return `Engine.statistics`, `restarts`, `serving` (0 or 1); requests without an engine count as waiting."""
         if self._life is None:
             figures = {"running": 0.0, "waiting": float(len(self._requests)), "kv_usage": 0.0, "tokens_generated": 0.0}
         else:
             figures = self._life.engine.statistics()
         tokens = self._past_tokens + figures["tokens_generated"]
-        return figures | {"tokens_generated": tokens, "restarts": max(0.0, self._num_lives - 1.0)}
+        restarts, serving = max(0.0, self._num_lives - 1.0), float(self._life is not None)
+        return figures | {"tokens_generated": tokens, "restarts": restarts, "serving": serving}
 
     async def generate(
         self,
