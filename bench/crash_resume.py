@@ -164,7 +164,7 @@ def _failed(kills: int, problem: str) -> Result:
 
 def _tail(run_dir: Path) -> str:
     console = run_dir / "console.txt"
-    return console.read_text()[-600:] if console.exists() else "it said nothing"
+    return console.read_text().strip(" -+|\n")[-200:] if console.exists() else "it said nothing"
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def sweep(kind: str, root: Path) -> None:
     name = re.compile(rf"fd_async-{re.escape(kind)}-{re.escape(_host())}-(\d+)-[0-9a-f]+")
     for old in root.glob(f"fd_async-{kind}-*"):
         match = name.fullmatch(old.name)
-        if match and not _is_alive(int(match[1])):
+        if match and not is_alive(int(match[1])):
             shutil.rmtree(old, ignore_errors=True)
 
 
@@ -73,7 +73,8 @@ def _host() -> str:
     return platform.node()[:32]
 
 
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Say whether a process of this number runs on this host."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -18,6 +18,7 @@ import anyio
 import msgspec
 
 from fd_async.errors import PreflightError
+from fd_async.scratch import is_alive
 from fd_async.telemetry.metrics import complete_row
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -47,6 +48,10 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def replace_file(path: Path, data: bytes) -> None:
     """Write a file so that a reader or a crash sees the old content or the new one, nothing between."""
+    for left_by_a_kill in path.parent.glob(f".{path.name}.*.tmp"):
+        pid = left_by_a_kill.name.split(".")[-2]
+        if pid.isdigit() and not is_alive(int(pid)):
+            left_by_a_kill.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with temporary.open("wb") as file:
         file.write(data)
