@@ -30,6 +30,7 @@ def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     """Open the next engine at once."""
     monkeypatch.setattr("fd_async.policy.supervised._PAUSE_S", 0.0)
     monkeypatch.setattr("fd_async.policy.supervised._DEATH_FOLLOWS_S", 0.01)
+    monkeypatch.setattr("fd_async.policy.supervised._CAUSE_FOLLOWS_S", 0.01)
 
 
 class World:
@@ -191,6 +192,7 @@ async def test_calls_while_no_engine_runs_wait_for_the_next() -> None:
                 "kv_usage": 0.0,
                 "tokens_generated": 0.0,
                 "restarts": 0.0,
+                "serving": 0.0,
             }
             world.opener.may_open.set()
         assert (scores, world.completions) == ([[0.0]], [numbers(3, 8)])
