@@ -7,6 +7,7 @@
     ├── FeedbackError (RuntimeError)        exit 4   one feedback call, see `cause`
     │   ├── FeedbackRejected                         answered, but not usable: refused, empty, malformed, truncated
     │   ├── FeedbackUnavailable                      no answer inside the deadline
+    │   ├── FeedbackOutage                           nobody has been answered for longer than the config allows
     │   ├── FeedbackBudgetExceeded                   `feedback.max_usd` or the provider's own monthly cap is spent
     │   └── FeedbackAccountError                     key, model or account refused: no call can succeed
     ├── EngineError (RuntimeError)          exit 5   vLLM
@@ -70,6 +71,12 @@ class FeedbackUnavailable(FeedbackError):
     """No answer inside `feedback.deadline_s`."""
 
     cause = "feedback_unavailable"
+
+
+class FeedbackOutage(FeedbackError):
+    """The provider has answered nobody for `feedback.max_outage_s`; ends the run."""
+
+    cause = "feedback_outage"
 
 
 class FeedbackBudgetExceeded(FeedbackError):

@@ -241,6 +241,10 @@ class Feedback(Struct, frozen=True, kw_only=True, omit_defaults=True):
     asked: int = 1
     """Answers bought, including rejected ones."""
     seconds: float = 0.0
+    asked_unix_s: float = 0.0
+    """Wall clock when the first request was sent; 0 where nobody was asked."""
+    answered_unix_s: float = 0.0
+    """Wall clock of the usable answer."""
 
 
 class TrainingSample(Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -228,12 +228,18 @@ class FeedbackTable(Table, frozen=True):
         Literal["pause", "fallback", "end"],
         _d("A provider that is down: wait and ask now and then, take `[fallback]` meanwhile, or end the run."),
     ] = "pause"
-    outage_after: Annotated[int, _d("Calls without an answer, one after another, that make an outage.", gt=0)] = 8
-    outage_probe_s: Annotated[float, _d("Seconds between questions during an outage.", gt=0)] = 30.0
+    outage_after: Annotated[int, _d("Requests without an answer, one after another, before the provider is asked whether it is there.", gt=0)] = 8
+    outage_probe_s: Annotated[float, _d("Longest time between two questions during an outage, seconds.", gt=0)] = 30.0
     max_outage_s: Annotated[float, _d("An outage this long ends the run (`pause`), seconds.", gt=0)] = 3600.0
     max_usd: Annotated[float, _d("Spend that ends the run, US dollars; 0 sets none.", ge=0)] = 0.0
     usd_per_million_input_tokens: Annotated[float, _d("Price, US dollars.", ge=0)] = 0.0
     usd_per_million_output_tokens: Annotated[float, _d("Price, US dollars.", ge=0)] = 0.0
+    usd_per_million_cache_read_tokens: Annotated[
+        float, _d("Price of input that a cache had, where the usage tells, US dollars; 0: like other input.", ge=0)
+    ] = 0.0
+    usd_per_million_cache_write_tokens: Annotated[
+        float, _d("Price of input that a cache took in, US dollars; 0: like other input.", ge=0)
+    ] = 0.0
     max_feedback_tokens: Annotated[
         int, _d("Feedback longer than this is cut at a line or sentence before the teacher sees it, tokens.", gt=0)
     ] = 1024

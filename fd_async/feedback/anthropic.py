@@ -7,7 +7,7 @@ for out of `feedback.max_output_tokens`; only text blocks are read.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -16,7 +16,8 @@ import anyio
 
 from fd_async.config.schema import FeedbackTable
 from fd_async.errors import FeedbackAccountError
-from fd_async.feedback.failures import UNREADABLE, Reply, TransientFailure, failure_of, unreadable
+from fd_async.feedback.failures import UNREADABLE, Reply, TransientFailure, count, failure_of, plain, unreadable
+from fd_async.feedback.rates import Kind, Rate, read_rates
 from fd_async.feedback.remote import GenerateText, StopReason, TextAnswer
 
 _DEFAULT_KEY_ENV: Final = "ANTHROPIC_API_KEY"
@@ -39,13 +40,13 @@ async def open_anthropic(config: FeedbackTable) -> AsyncIterator[GenerateText]:
 
         async def generate_text(system: str, user: str, max_tokens: int) -> TextAnswer:
             try:
-                message = await client.messages.create(
+                response = await client.messages.with_raw_response.create(
                     model=config.model,
                     max_tokens=max_tokens,
                     system=system,
                     messages=[{"role": "user", "content": user}],
                 )
-                return _answer(message)
+                return _answer(await response.parse(), read_rates(response.headers))
             except anthropic.AnthropicError as error:
                 raise _meaning(error, config, str(client.base_url)) from error
             except UNREADABLE as error:
@@ -71,17 +72,19 @@ def _client(config: FeedbackTable) -> anthropic.AsyncAnthropic:
     return client
 
 
-def _answer(message: anthropic.types.Message) -> TextAnswer:
+def _answer(message: anthropic.types.Message, rates: Mapping[Kind, Rate]) -> TextAnswer:
     usage = message.usage
+    read, written = count(usage.cache_read_input_tokens or 0), count(usage.cache_creation_input_tokens or 0)
     return TextAnswer(
-        text="".join(block.text for block in message.content if block.type == "text"),
+        text=plain("".join(block.text for block in message.content if block.type == "text")),
         stop_reason=_STOP_REASONS.get(message.stop_reason or "", "other"),
-        input_tokens=usage.input_tokens
-        + (usage.cache_creation_input_tokens or 0)
-        + (usage.cache_read_input_tokens or 0),
-        output_tokens=usage.output_tokens,
-        model=message.model,
-        request_id=message._request_id or "",
+        input_tokens=count(usage.input_tokens) + read + written,
+        output_tokens=count(usage.output_tokens),
+        cache_read_tokens=read,
+        cache_write_tokens=written,
+        model=plain(message.model),
+        request_id=plain(message._request_id or ""),
+        rates=rates,
     )
 
 
@@ -89,8 +92,9 @@ def _meaning(error: anthropic.AnthropicError, config: FeedbackTable, address: st
     if isinstance(error, anthropic.APIStatusError):
         reply = Reply(
             status=error.status_code,
-            code=error.error_code or error.type or "",
-            message=error.api_message or error.message,
+            code=str(error.error_code or error.type or ""),
+            kind=str(error.type or ""),
+            message=str(error.api_message or error.message),
             headers=error.response.headers,
         )
         return failure_of(reply, config, key_env=config.api_key_env or _DEFAULT_KEY_ENV, address=address)
@@ -98,5 +102,7 @@ def _meaning(error: anthropic.AnthropicError, config: FeedbackTable, address: st
         return FeedbackAccountError(f"{_NO_KEY} ({error})")
     if isinstance(error, anthropic.APITimeoutError):
         return TransientFailure(f"{address} did not answer in time", maybe_billed=True)
+    if isinstance(error, anthropic.APIResponseValidationError):
+        return unreadable(error, address)
     cause = error.__cause__ or error
     return TransientFailure(f"{address} could not be reached or broke off: {type(cause).__name__}: {cause}")

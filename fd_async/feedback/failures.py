@@ -5,7 +5,6 @@ Both SDKs raise by HTTP status, and compatible servers answer with the same stat
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -15,26 +14,60 @@ from msgspec import Struct
 
 from fd_async.config.schema import FeedbackTable
 from fd_async.errors import FeedbackAccountError, FeedbackBudgetExceeded, FeedbackError, FeedbackRejected
+from fd_async.feedback.rates import Kind, Rate, read_rates
 
 _TRANSIENT_STATUSES = frozenset({408, 409, 425, 429})
+_REFUSALS = frozenset({429, 503, 529})
 _SPENT_CODES = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_error"})
 _SPENT_SUFFIX = "spend_limit_reached"  # Claude: enforced_, contract_ and linked_organization_spend_limit_reached
 _SPENT_WORDS = (
-    "usage limits",
     "credit balance",
-)  # Claude's 400 for a limit the customer set, or no prepaid credit left
+    "spend limit",
+    "spending limit",
+    "spending cap",
+    "monthly limit",
+    "insufficient credits",
+)
+"""Claude's 400 without prepaid credit, and what gateways write; `quota` alone may be a limit per minute."""
+_CAPPED_WORDS = ("usage limits",)
+"""Claude's 400 for a limit that the customer set; in a 429 it may be a limit per minute."""
 _TOO_LONG_WORDS = ("prompt is too long", "maximum context length", "context_length_exceeded", "context window")
+
+
+MOST_TOKENS = 10**8
+"""A usage above this is an error of the server."""
 
 
 class TransientFailure(Exception):
     """One request failed in a way that another try may cure. Never leaves this room."""
 
-    def __init__(self, message: str, *, retry_after_s: float | None = None, maybe_billed: bool = False) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 0,
+        retry_after_s: float | None = None,
+        rates: Mapping[Kind, Rate] | None = None,
+        maybe_billed: bool = False,
+    ) -> None:
         super().__init__(message)
+        self.status = status
+        """0 where no answer came."""
+        self.rates = rates or {}
         self.retry_after_s = retry_after_s
         """What the server asked for, seconds."""
         self.maybe_billed = maybe_billed
         """The request reached the model, so its input may be on the bill."""
+
+    @property
+    def is_refusal(self) -> bool:
+        """The provider is there and has enough for now."""
+        return self.status in _REFUSALS
+
+    @property
+    def speaks_for_outage(self) -> bool:
+        """A limit that we ran into says that somebody is there."""
+        return self.status != 429
 
 
 class BadRequest(FeedbackRejected):
@@ -49,12 +82,14 @@ class Reply(Struct, frozen=True, kw_only=True):
     status: int
     code: str = ""
     """The most specific machine-readable code: `enforced_spend_limit_reached`, `insufficient_quota`..."""
+    kind: str = ""
+    """The code above it: `rate_limit_error`, `insufficient_quota`..."""
     message: str = ""
     headers: Mapping[str, str] = {}
     """Lower-case names."""
 
 
-UNREADABLE = (json.JSONDecodeError, AttributeError, TypeError)
+UNREADABLE = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError)
 """What the SDKs, and reading their loosely checked objects, raise on a body that is no answer: half of one, HTML."""
 
 
@@ -64,6 +99,28 @@ def unreadable(error: Exception, address: str) -> TransientFailure:
         f"{address} sent something that is no answer ({type(error).__name__}: {_one_line(str(error), 100)})",
         maybe_billed=True,
     )
+
+
+def count(value: object) -> int:
+    """Take a number of tokens from a usage.
+
+    Raises:
+        ValueError: it is none; the SDKs check nothing.
+    """
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_TOKENS:
+        return value
+    raise ValueError(f"{_one_line(repr(value), 40)} is not a number of tokens")
+
+
+def plain(text: object) -> str:
+    """Take a text that can be written as UTF-8; half a surrogate pair, which JSON allows, becomes `?`.
+
+    Raises:
+        TypeError: it is no text.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"{type(text).__name__} where a text belongs")
+    return text.encode(errors="replace").decode()
 
 
 def rejected(message: str, cause: str) -> FeedbackRejected:
@@ -114,7 +171,7 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
         return seconds
     try:
         at = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     at = at if at.tzinfo else at.replace(tzinfo=UTC)
     return max(0.0, (at - datetime.now(UTC)).total_seconds())
@@ -122,12 +179,13 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
 
 def _transient(reply: Reply, said: str) -> TransientFailure | None:
     if reply.status in _TRANSIENT_STATUSES or reply.status >= 500:
-        return TransientFailure(said, retry_after_s=retry_after_s(reply.headers))
+        rest_s, rates = retry_after_s(reply.headers), read_rates(reply.headers)
+        return TransientFailure(said, status=reply.status, retry_after_s=rest_s, rates=rates)
     return None
 
 
 def _rejection(reply: Reply, said: str) -> FeedbackError:
-    text = f"{reply.code} {reply.message}".lower()
+    text = f"{reply.code} {reply.kind} {reply.message}".lower()
     if reply.status == 413 or any(words in text for words in _TOO_LONG_WORDS):
         return rejected(
             f"The attempt is too long for the feedback model ({said}). Lower feedback.max_attempt_chars.",
@@ -140,11 +198,12 @@ def _rejection(reply: Reply, said: str) -> FeedbackError:
 
 def _is_spent(reply: Reply) -> bool:
     message = reply.message.lower()
+    words = _SPENT_WORDS if reply.status == 429 else _SPENT_WORDS + _CAPPED_WORDS
     return (
         reply.status == 402
-        or reply.code in _SPENT_CODES
+        or not _SPENT_CODES.isdisjoint((reply.code, reply.kind))
         or reply.code.endswith(_SPENT_SUFFIX)
-        or (reply.status == 400 and any(words in message for words in _SPENT_WORDS))
+        or (reply.status in (400, 403, 429) and any(said in message for said in words))
     )
 
 

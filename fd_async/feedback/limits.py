@@ -3,24 +3,23 @@
 Invariants:
 - In no window of 60 s are more requests or estimated tokens admitted than configured. An estimate becomes the actual
   figure when the answer arrives; a single request larger than a whole limit passes alone.
-- Money is reserved before a request, for its dearest case, and settled after it: nothing is sent that could take
-  spent + reserved above `max_usd`, as far as the estimate of the input holds. A call that might still fit once others
-  settle waits for them; one that cannot fit any more raises `FeedbackBudgetExceeded`.
+- Below those bounds the provider's own word sets the pace, see `pace`.
 - Waiting here is our own back-pressure: first come, first served, and never a reason to drop an attempt.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from decimal import Decimal
 
 import anyio
 
 from fd_async.config.schema import FeedbackTable
-from fd_async.errors import FeedbackBudgetExceeded
-
-_USD_EPSILON = 1e-9
+from fd_async.feedback.money import ZERO, Budget, Prices, Usage
+from fd_async.feedback.pace import Bucket, Congestion
+from fd_async.feedback.rates import Kind, Rate
 
 
 class Window:
@@ -65,54 +64,23 @@ class Entry:
         self.amount = amount
 
 
-class Budget:
-    """Money spent and reserved, US dollars."""
-
-    def __init__(self, max_usd: float, spent_usd: float = 0.0) -> None:
-        self.max_usd = max_usd
-        self.spent_usd = spent_usd
-        self.reserved_usd = 0.0
-        self._settled = anyio.Event()
-
-    async def reserve(self, usd: float) -> None:
-        """Set `usd` aside, waiting for calls in flight to settle when only they stand in the way.
-
-        Raises:
-            FeedbackBudgetExceeded: what is left of `feedback.max_usd` cannot pay for this call.
-        """
-        while self.max_usd:
-            left = self.max_usd - self.spent_usd + _USD_EPSILON
-            if usd > left:
-                raise FeedbackBudgetExceeded(
-                    f"feedback.max_usd = {self.max_usd:g} is spent: {self.spent_usd:.4f} US dollars are gone and the"
-                    f" next call may cost {usd:.4f}. Raise feedback.max_usd and continue with --resume."
-                )
-            if usd + self.reserved_usd <= left:
-                break
-            await self._settled.wait()
-        self.reserved_usd += usd
-
-    def settle(self, reserved_usd: float, actual_usd: float) -> None:
-        """Turn a reservation into what was really paid."""
-        self.reserved_usd -= reserved_usd
-        self.spent_usd += actual_usd
-        self._settled.set()
-        self._settled = anyio.Event()
-
-
 class Charge:
     """What one admitted request used; nothing, until `settle` says that something was (or may have been) billed."""
 
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
-        self.input_tokens = 0
-        self.output_tokens = 0
-        self.usd = 0.0
+    def __init__(self, prices: Prices, number: int, amounts: Mapping[Kind, int]) -> None:
+        self._prices = prices
+        self.number = number
+        """Requests are counted in the order in which they are sent."""
+        self.amounts = amounts
+        """Estimates, by limit."""
+        self.sent_at = anyio.current_time()
+        self.usage = Usage()
+        self.usd = ZERO
 
-    def settle(self, input_tokens: int, output_tokens: int) -> float:
+    def settle(self, usage: Usage) -> Decimal:
         """Replace the estimates by the actual usage; return its price, US dollars."""
-        self.input_tokens, self.output_tokens = input_tokens, output_tokens
-        self.usd = self._limits.price(input_tokens, output_tokens)
+        self.usage = usage
+        self.usd = self._prices.of(usage)
         return self.usd
 
 
@@ -121,26 +89,63 @@ class Limits:
 
     def __init__(self, config: FeedbackTable, *, spent_usd: float = 0.0, window_s: float = 60.0) -> None:
         self._config = config
+        self._prices = Prices(config)
         self._requests = Window(config.requests_per_minute, window_s)
         self._input = Window(config.input_tokens_per_minute, window_s)
         self._output = Window(config.output_tokens_per_minute, window_s)
+        self._buckets: dict[Kind, Bucket] = {kind: Bucket() for kind in ("requests", "input", "output", "tokens")}
+        self._congestion = Congestion(config.concurrency)
         self._slots = anyio.CapacityLimiter(config.concurrency)
         self._turn = anyio.Lock()
-        self._corrected = anyio.Event()
+        self._changed = anyio.Event()
         self._paused_until = 0.0
+        self._in_flight: dict[int, Charge] = {}
+        self._sent = 0
         self.budget = Budget(config.max_usd, spent_usd)
         self.waiting = 0
 
-    def price(self, input_tokens: int, output_tokens: int) -> float:
-        """Price of one answer, US dollars."""
-        return (
-            input_tokens * self._config.usd_per_million_input_tokens
-            + output_tokens * self._config.usd_per_million_output_tokens
-        ) / 1e6
+    @property
+    def places(self) -> int:
+        """Requests that may be on the wire at once, as things stand."""
+        return self._congestion.places
+
+    @property
+    def rates(self) -> dict[Kind, Rate]:
+        """The provider's last word on each limit that it names."""
+        return {kind: bucket.rate for kind, bucket in self._buckets.items() if bucket.rate is not None}
 
     def pause(self, seconds: float) -> None:
         """Hold every new request back: the provider asked for a rest, and it asked all of us."""
         self._paused_until = max(self._paused_until, anyio.current_time() + seconds)
+
+    def hear(self, charge: Charge, rates: Mapping[Kind, Rate]) -> None:
+        """Take over what the headers of an answer or a refusal said."""
+        if not self._config.adapt_to_headers:
+            return
+        for kind, rate in rates.items():
+            later = sum(other.amounts[kind] for number, other in self._in_flight.items() if number > charge.number)
+            self._buckets[kind].hear(
+                anyio.current_time(), rate, number=charge.number, later=later, cap_s=self._config.max_retry_after_s
+            )
+        self._wake()
+
+    def refused(self, charge: Charge) -> None:
+        """Send fewer at once: the provider had enough and did not say when it will have room."""
+        in_flight = len(self._in_flight)
+        self._congestion.refused(anyio.current_time(), sent_at=charge.sent_at, in_flight=in_flight)
+
+    def answered(self) -> None:
+        """Send a little more at once again."""
+        self._congestion.answered()
+
+    def seconds_for(self, calls: int, input_tokens: float, output_tokens: float) -> float:
+        """Estimate how long the rate limits hold `calls` up; tokens are those of one call."""
+        windows = ((self._requests, 1.0), (self._input, input_tokens), (self._output, output_tokens))
+        configured = (calls * each * window.seconds / window.limit for window, each in windows if window.limit)
+        tokens = {"requests": 1.0, "input": input_tokens, "output": output_tokens}
+        tokens["tokens"] = input_tokens + output_tokens
+        heard = (bucket.seconds_for(int(calls * tokens[kind])) for kind, bucket in self._buckets.items())
+        return max(0.0, *configured, *heard)
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[None]:
@@ -163,26 +168,28 @@ class Limits:
         Raises:
             FeedbackBudgetExceeded: from `Budget.reserve`.
         """
-        reserved_usd = self.price(input_tokens, output_tokens)
+        reserved_usd = self._prices.dearest(input_tokens, output_tokens)
         with self._counted():
             await self.budget.reserve(reserved_usd)
             try:
                 async with self._turn:
-                    input_entry, output_entry = await self._admit(input_tokens, output_tokens)
+                    charge, input_entry, output_entry = await self._admit(input_tokens, output_tokens)
             except BaseException:
-                self.budget.settle(reserved_usd, 0.0)
+                self.budget.settle(reserved_usd, ZERO)
                 raise
-        charge = Charge(self)
         try:
             yield charge
         finally:
-            input_entry.amount, output_entry.amount = charge.input_tokens, charge.output_tokens
+            del self._in_flight[charge.number]
+            input_entry.amount, output_entry.amount = charge.usage.input_tokens, charge.usage.output_tokens
             self.budget.settle(reserved_usd, charge.usd)
-            self._corrected.set()
-            self._corrected = anyio.Event()
+            self._wake()
 
-    async def _admit(self, input_tokens: int, output_tokens: int) -> tuple[Entry, Entry]:
-        """Charge the three windows once all have room; the caller holds the turn, so first come is first served."""
+    async def _admit(self, input_tokens: int, output_tokens: int) -> tuple[Charge, Entry, Entry]:
+        """Charge every limit once all have room; the caller holds the turn, so first come is first served."""
+        amounts: dict[Kind, int] = {
+            "requests": 1, "input": input_tokens, "output": output_tokens, "tokens": input_tokens + output_tokens
+        }  # fmt: skip
         while True:
             now = anyio.current_time()
             delay = max(
@@ -190,12 +197,23 @@ class Limits:
                 self._requests.wait_s(now, 1),
                 self._input.wait_s(now, input_tokens),
                 self._output.wait_s(now, output_tokens),
+                *(bucket.wait_s(now, amounts[kind]) for kind, bucket in self._buckets.items()),
             )
-            if delay <= 0:
-                self._requests.charge(now, 1)
-                return self._input.charge(now, input_tokens), self._output.charge(now, output_tokens)
-            with anyio.move_on_after(delay):  # a correction may make room earlier
-                await self._corrected.wait()
+            is_full = len(self._in_flight) >= self._congestion.places
+            if delay <= 0 and not is_full:
+                break
+            with anyio.move_on_after(delay if delay > 0 else None):  # what changes may make room earlier
+                await self._changed.wait()
+        self._requests.charge(now, 1)
+        for kind, bucket in self._buckets.items():
+            bucket.charge(now, amounts[kind])
+        self._sent += 1
+        charge = self._in_flight[self._sent] = Charge(self._prices, self._sent, amounts)
+        return charge, self._input.charge(now, input_tokens), self._output.charge(now, output_tokens)
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = anyio.Event()
 
     @contextmanager
     def _counted(self) -> Iterator[None]:

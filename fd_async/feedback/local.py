@@ -56,6 +56,8 @@ class Local:
         except FeedbackError as error:
             self._meter.drops[error.cause] += 1
             raise
+        finally:
+            self._meter.ended += 1
         self._meter.answer(0.0)
         return Feedback(rollout_id=rollout.id, text=text, provider=self._type, prompt_hash=self._hash(text), asked=0)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from typing import TypedDict
+from decimal import Decimal
+from typing import Any, TypedDict
 
 _LATENCIES_KEPT = 1024
 
@@ -34,6 +35,21 @@ class Statistics(TypedDict):
     latency_p90_s: float
     drops: dict[str, int]
     """Feedback that ended without text, by cause."""
+    pending: int
+    """Feedback asked for and not ended yet."""
+    backlog_s: float
+    """Estimate: how long the pending feedback takes at the pace of the last answers and of the rate limits; grows with
+    an outage. 0 before the first answer where no limit is known."""
+    places: int
+    """Requests that may be on the wire at once; below `feedback.concurrency` after refusals."""
+    rates: dict[str, dict[str, float]]
+    """`remaining`, `limit` and `reset_s` of each limit, as the provider last told."""
+    outages: int
+    outage_s: float
+    """Since when the provider is down; 0 while it is there."""
+    fallback_calls: int
+    """Feedback that `[fallback]` was asked for; its requests, answers and dollars are part of the counts above."""
+    fallback_usd: float
 
 
 class Meter:
@@ -45,37 +61,59 @@ class Meter:
         self.answered = 0
         self.rejected = 0
         self.retries = 0
-        self.usd_unconfirmed = 0.0
+        self.usd_unconfirmed = Decimal(0)
         self.input_tokens = 0
         self.output_tokens = 0
         self.in_flight = 0
+        self.ended = 0
+        """Calls that are over, however."""
         self.drops: Counter[str] = Counter()
         self._latencies_s: deque[float] = deque(maxlen=_LATENCIES_KEPT)
+
+    @property
+    def pending(self) -> int:
+        """Calls under way."""
+        return self.calls - self.ended
+
+    @property
+    def latency_s(self) -> float:
+        """Median seconds of a feedback; 0 before the first."""
+        return _quantile(sorted(self._latencies_s), 0.5)
 
     def answer(self, seconds: float) -> None:
         """Count one usable feedback."""
         self.answered += 1
         self._latencies_s.append(seconds)
 
-    def snapshot(self, *, usd: float = 0.0, waiting: int = 0) -> Statistics:
-        """Freeze the counters."""
+    def snapshot(self, **more: Any) -> Statistics:
+        """Freeze the counters; `more` are the fields of `Statistics` that are not counted here."""
         ordered = sorted(self._latencies_s)
-        return Statistics(
+        own = Statistics(
             calls=self.calls,
             requests=self.requests,
             answered=self.answered,
             rejected=self.rejected,
             retries=self.retries,
-            usd=usd,
-            usd_unconfirmed=self.usd_unconfirmed,
+            usd=0.0,
+            usd_unconfirmed=float(self.usd_unconfirmed),
             input_tokens=self.input_tokens,
             output_tokens=self.output_tokens,
             in_flight=self.in_flight,
-            waiting=waiting,
+            waiting=0,
             latency_p50_s=_quantile(ordered, 0.5),
             latency_p90_s=_quantile(ordered, 0.9),
             drops=dict(self.drops),
+            pending=self.pending,
+            backlog_s=0.0,
+            places=0,
+            rates={},
+            outages=0,
+            outage_s=0.0,
+            fallback_calls=0,
+            fallback_usd=0.0,
         )
+        own.update(more)  # type: ignore[typeddict-item]
+        return own
 
 
 def _quantile(ordered: list[float], q: float) -> float:

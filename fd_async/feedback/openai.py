@@ -8,17 +8,19 @@ address is tried first, and the other one once the server calls it unsupported.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Final
 
 import anyio
 import openai
+from openai._legacy_response import LegacyAPIResponse
 from openai.types.chat import ChatCompletion
 
 from fd_async.config.schema import FeedbackTable
 from fd_async.errors import FeedbackAccountError
-from fd_async.feedback.failures import UNREADABLE, Reply, TransientFailure, failure_of, unreadable
+from fd_async.feedback.failures import UNREADABLE, Reply, TransientFailure, count, failure_of, plain, unreadable
+from fd_async.feedback.rates import Kind, Rate, read_rates
 from fd_async.feedback.remote import GenerateText, StopReason, TextAnswer, estimate_tokens
 
 _DEFAULT_KEY_ENV: Final = "OPENAI_API_KEY"
@@ -60,12 +62,12 @@ class _Caller:
         name = self._limit_name
         try:
             try:
-                completion = await self._create(system, user, {name: max_tokens})
+                response = await self._create(system, user, {name: max_tokens})
             except openai.BadRequestError as error:
                 if not self._is_wrong_name(error, name):
                     raise
-                completion = await self._create(system, user, {self._limit_name: max_tokens})
-            return self._answer(completion, system, user)
+                response = await self._create(system, user, {self._limit_name: max_tokens})
+            return self._answer(response.parse(), read_rates(response.headers), system, user)
         except openai.OpenAIError as error:
             raise self._meaning(error) from error
         except UNREADABLE as error:
@@ -80,29 +82,33 @@ class _Caller:
             self._has_switched = True
         return self._limit_name != name
 
-    async def _create(self, system: str, user: str, limit: dict[str, int]) -> ChatCompletion:
-        return await self._client.chat.completions.create(
+    async def _create(self, system: str, user: str, limit: dict[str, int]) -> LegacyAPIResponse[ChatCompletion]:
+        return await self._client.chat.completions.with_raw_response.create(
             model=self._config.model,
             messages=[{"role": "system", "content": system}, {"role": "user", "content": user}],
             extra_body=limit,
         )
 
-    def _answer(self, completion: ChatCompletion, system: str, user: str) -> TextAnswer:
+    def _answer(self, completion: ChatCompletion, rates: Mapping[Kind, Rate], system: str, user: str) -> TextAnswer:
         """Read an answer; compatible servers leave out more than the SDK's types admit."""
         if not completion.choices:
             raise self._error_inside(completion)
         choice = completion.choices[0]
-        text = choice.message.content or ""
+        text = plain(choice.message.content or "")
         usage = completion.usage
+        details = usage.prompt_tokens_details if usage else None
+        input_tokens = count(usage.prompt_tokens) if usage else estimate_tokens(system) + estimate_tokens(user)
         return TextAnswer(
             text=text,
             stop_reason="refusal"
             if choice.message.refusal
             else _STOP_REASONS.get(choice.finish_reason or "stop", "other"),
-            input_tokens=usage.prompt_tokens if usage else estimate_tokens(system) + estimate_tokens(user),
-            output_tokens=usage.completion_tokens if usage else estimate_tokens(text),
-            model=completion.model or "",
-            request_id=completion._request_id or completion.id or "",
+            input_tokens=input_tokens,
+            output_tokens=count(usage.completion_tokens) if usage else estimate_tokens(text),
+            cache_read_tokens=min(count((details and details.cached_tokens) or 0), input_tokens),
+            model=plain(completion.model or ""),
+            request_id=plain(completion._request_id or completion.id or ""),
+            rates=rates,
         )
 
     def _error_inside(self, completion: ChatCompletion) -> Exception:
@@ -120,13 +126,16 @@ class _Caller:
             return self._failure(
                 Reply(
                     status=error.status_code,
-                    code=error.code or error.type or "",
-                    message=error.message,
+                    code=str(error.code or error.type or ""),
+                    kind=str(error.type or ""),
+                    message=str(error.message),
                     headers=error.response.headers,
                 )
             )
         if isinstance(error, openai.APITimeoutError):
             return TransientFailure(f"{self._address} did not answer in time", maybe_billed=True)
+        if isinstance(error, openai.APIResponseValidationError):
+            return unreadable(error, self._address)
         cause = error.__cause__ or error
         return TransientFailure(f"{self._address} could not be reached or broke off: {type(cause).__name__}: {cause}")
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+
+import msgspec
 from structlog.typing import FilteringBoundLogger
 
 from fd_async.config.schema import FeedbackTable
@@ -11,6 +14,7 @@ from fd_async.feedback.failures import BadRequest, rejected
 from fd_async.feedback.hashing import prompt_hash
 from fd_async.feedback.limits import Limits
 from fd_async.feedback.meter import Meter, Statistics
+from fd_async.feedback.outage import OnEvent, Outage
 from fd_async.feedback.prompts import TUTOR_PROMPTS, user_message
 from fd_async.feedback.remote import Backoff, GenerateText, Purchase, Remote, TextAnswer
 from fd_async.types import Feedback, Rollout
@@ -29,13 +33,17 @@ class Tutor:
         *,
         spent_usd: float = 0.0,
         backoff: Backoff | None = None,
+        on_event: OnEvent | None = None,
         log: FilteringBoundLogger | None = None,
     ) -> None:
         self._config = config
         self._system = TUTOR_PROMPTS[config.prompt]
         self._limits = Limits(config, spent_usd=spent_usd)
         self._meter = Meter()
-        self._remote = Remote(generate_text, config, self._limits, self._meter, backoff=backoff or Backoff(), log=log)
+        self._outage = Outage(config, on_event=on_event, log=log)
+        self._remote = Remote(
+            generate_text, config, self._limits, self._meter, self._outage, backoff=backoff or Backoff(), log=log
+        )
         self._log = log
 
     def key(self, rollout: Rollout) -> str:
@@ -44,14 +52,42 @@ class Tutor:
 
     def statistics(self) -> Statistics:
         """Return the counters as they stand."""
-        return self._meter.snapshot(usd=self._limits.budget.spent_usd, waiting=self._limits.waiting)
+        return self._meter.snapshot(
+            usd=float(self._limits.budget.spent_usd),
+            waiting=self._limits.waiting,
+            backlog_s=self._backlog_s(),
+            places=self._limits.places,
+            rates={kind: msgspec.structs.asdict(rate) for kind, rate in self._limits.rates.items()},
+            outages=self._outage.count,
+            outage_s=self._outage.seconds,
+        )
+
+    def _backlog_s(self) -> float:
+        meter = self._meter
+        answers = max(meter.answered + meter.rejected, 1)
+        at_once = self._limits.seconds_for(meter.pending, meter.input_tokens / answers, meter.output_tokens / answers)
+        return self._outage.seconds + max(at_once, meter.pending * meter.latency_s / self._limits.places)
+
+    async def wait_until_there(self) -> None:
+        """Wait for the end of an outage.
+
+        Raises:
+            FeedbackOutage: it has lasted `feedback.max_outage_s`; `usd` is what asking cost.
+        """
+        purchase = Purchase()
+        try:
+            await self._remote.wait_until_there(purchase, patient=True)
+        except FeedbackError as error:
+            error.usd = float(purchase.usd)
+            raise
 
     async def feedback(self, rollout: Rollout) -> Feedback:
         """Ask for feedback on one attempt.
 
         Raises:
             FeedbackRejected: answered, but unusable twice or refused; `cause` says why.
-            FeedbackUnavailable: no answer inside `feedback.deadline_s`.
+            FeedbackUnavailable: no answer inside `feedback.deadline_s`, while others were answered.
+            FeedbackOutage: nobody is answered, for longer than the table allows.
             FeedbackBudgetExceeded: `feedback.max_usd` or the provider's own limit is spent.
             FeedbackAccountError: key, model or account refused.
         """
@@ -59,12 +95,15 @@ class Tutor:
         purchase = Purchase()
         self._meter.calls += 1
         try:
+            await self._remote.wait_until_there(purchase)  # an outage is waited for outside, or nobody could leave it
             async with self._limits.slot():
                 text, model = await self._usable_answer(user, purchase)
         except FeedbackError as error:
             self._meter.drops[error.cause] += 1
-            error.usd = purchase.usd
+            error.usd = float(purchase.usd)
             raise
+        finally:
+            self._meter.ended += 1
         self._meter.answer(purchase.seconds)
         return Feedback(
             rollout_id=rollout.id,
@@ -74,10 +113,12 @@ class Tutor:
             prompt_hash=self._key(user),
             input_tokens=purchase.input_tokens,
             output_tokens=purchase.output_tokens,
-            usd=purchase.usd,
+            usd=float(purchase.usd),
             request_ids=purchase.request_ids,
             asked=purchase.asked,
             seconds=purchase.seconds,
+            asked_unix_s=purchase.asked_unix_s,
+            answered_unix_s=time.time(),
         )
 
     async def _usable_answer(self, user: str, purchase: Purchase) -> tuple[str, str]:

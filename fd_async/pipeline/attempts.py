@@ -29,6 +29,7 @@ from fd_async.errors import (
     FeedbackAccountError,
     FeedbackBudgetExceeded,
     FeedbackError,
+    FeedbackOutage,
     PreflightError,
     VerifierError,
 )
@@ -263,7 +264,7 @@ class AttemptLoops:
         """Record what an attempt without feedback cost, and drop it unless no other can fare better."""
         if error.usd:
             await self._parts.ledger.put_spend(error.cause, error.usd)
-        if isinstance(error, FeedbackBudgetExceeded | FeedbackAccountError):
+        if isinstance(error, FeedbackBudgetExceeded | FeedbackAccountError | FeedbackOutage):
             raise error
         await drop_attempt(self._parts, self._state, rollout, error.cause)
         log.info("feedback_dropped", rollout=rollout.id, cause=error.cause, reason=str(error))

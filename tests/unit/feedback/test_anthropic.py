@@ -11,6 +11,7 @@ from fd_async.config.schema import FeedbackTable
 from fd_async.errors import (
     FeedbackAccountError,
     FeedbackBudgetExceeded,
+    FeedbackOutage,
     FeedbackRejected,
     FeedbackUnavailable,
 )
@@ -106,25 +107,27 @@ async def test_a_request_that_hangs_is_given_up_and_tried_again(
 async def test_deadline_ends_a_feedback_that_never_comes(
     claude: ClaudeServer, claude_table: Table, rollout: Rollout, backoff: Backoff
 ) -> None:
-    """The message names the key and how often it was tried."""
-    claude.default = lambda _: error(529, "overloaded_error", "Overloaded")
+    """Others are answered, this one never: the message names the key and how often it was tried."""
+    claude.default = lambda body: message() if "there" in body["messages"][0]["content"] else error(500, "api_error")
     async with open_provider(claude_table(deadline_s=0.3), backoff=backoff) as provider:
         with pytest.raises(FeedbackUnavailable, match=r"feedback\.deadline_s = 0\.3 s; try \d+ failed"):
             await provider.feedback(rollout)
-        assert provider.statistics()["drops"] == {"feedback_unavailable": 1}
+        statistics = provider.statistics()
+    assert (statistics["drops"], statistics["outages"]) == ({"feedback_unavailable": 1}, 0)
     assert len(claude.seen) > 1
 
 
 async def test_a_retry_after_beyond_the_deadline_is_not_slept_through(
     claude: ClaudeServer, claude_table: Table, rollout: Rollout
 ) -> None:
-    """An hour's rest cannot fit five minutes: one request, and an answer at once."""
+    """An hour's rest cannot fit five minutes: after one request the provider counts as down."""
     claude.default = lambda _: error(429, "rate_limit_error", headers={"retry-after": "3600"})
+    table = claude_table(max_retry_after_s=0.05, max_outage_s=0.2)
     with anyio.fail_after(10):
-        async with open_provider(claude_table()) as provider:
-            with pytest.raises(FeedbackUnavailable):
+        async with open_provider(table) as provider:
+            with pytest.raises(FeedbackOutage, match="answered 429"):
                 await provider.feedback(rollout)
-    assert len(claude.seen) == 1
+    assert [len(seen.body["messages"][0]["content"]) < 50 for seen in claude.seen[:2]] == [False, True]
 
 
 async def test_a_long_retry_after_is_capped(claude: ClaudeServer, claude_table: Table, rollout: Rollout) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+
 import anyio
 import pytest
 from hypothesis import given
@@ -9,7 +11,8 @@ from hypothesis import strategies as st
 
 from fd_async.config.schema import FeedbackTable
 from fd_async.errors import FeedbackBudgetExceeded
-from fd_async.feedback.limits import Budget, Limits, Window
+from fd_async.feedback.limits import Limits, Window
+from fd_async.feedback.money import Budget, Usage
 
 pytestmark = pytest.mark.anyio
 
@@ -82,7 +85,7 @@ async def test_corrected_tokens_wake_a_waiting_request() -> None:
                 await anyio.wait_all_tasks_blocked()
                 assert limits.waiting == 1
                 order.append("first answered")
-                charge.settle(1, 5)
+                charge.settle(Usage(input_tokens=1, output_tokens=5))
     assert order == ["first answered", "second"]
 
 
@@ -131,21 +134,21 @@ async def test_budget_refuses_what_can_no_longer_fit() -> None:
     """The message names the key and the way on."""
     budget = Budget(1.0, spent_usd=0.95)
     with pytest.raises(FeedbackBudgetExceeded, match=r"feedback\.max_usd = 1 .*--resume"):
-        await budget.reserve(0.10)
-    await budget.reserve(0.05)
+        await budget.reserve(Decimal("0.10"))
+    await budget.reserve(Decimal("0.05"))
 
 
 async def test_budget_waits_for_calls_in_flight_before_it_refuses() -> None:
     """A reservation that turns out cheap makes room for the call that waited."""
     budget = Budget(1.0)
-    await budget.reserve(0.8)
+    await budget.reserve(Decimal("0.8"))
     with anyio.fail_after(5):
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(budget.reserve, 0.5)
+            tasks.start_soon(budget.reserve, Decimal("0.5"))
             await anyio.wait_all_tasks_blocked()
-            assert budget.reserved_usd == 0.8
-            budget.settle(0.8, 0.1)
-    assert (round(budget.reserved_usd, 9), budget.spent_usd) == (0.5, 0.1)
+            assert budget.reserved_usd == Decimal("0.8")
+            budget.settle(Decimal("0.8"), Decimal("0.1"))
+    assert (budget.reserved_usd, budget.spent_usd) == (Decimal("0.5"), Decimal("0.1"))
 
 
 async def test_cancelled_requests_give_their_reservation_back() -> None:
@@ -155,4 +158,4 @@ async def test_cancelled_requests_give_their_reservation_back() -> None:
     with anyio.move_on_after(0.01):
         async with limits.request(400_000, 500_000):
             await anyio.sleep_forever()
-    assert (limits.budget.reserved_usd, limits.budget.spent_usd) == (0.0, 0.0)
+    assert (limits.budget.reserved_usd, limits.budget.spent_usd) == (0, 0)

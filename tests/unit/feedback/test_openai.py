@@ -11,8 +11,8 @@ from fd_async.config.schema import FeedbackTable
 from fd_async.errors import (
     FeedbackAccountError,
     FeedbackBudgetExceeded,
+    FeedbackOutage,
     FeedbackRejected,
-    FeedbackUnavailable,
 )
 from fd_async.feedback.prompts import TUTOR_PROMPTS
 from fd_async.feedback.provider import Backoff, open_provider
@@ -63,11 +63,11 @@ async def test_passing_failures_are_tried_again(
     assert len(openai_server.seen) == 2
 
 
-async def test_nobody_listening_is_unavailable_and_names_the_address(openai_table: Table, rollout: Rollout) -> None:
-    """A server that is down is given up when the next rest would outlast the deadline."""
-    table = openai_table(base_url="http://127.0.0.1:9/v1", deadline_s=5.0)
+async def test_nobody_listening_is_an_outage_and_names_the_address(openai_table: Table, rollout: Rollout) -> None:
+    """When the next rest would outlast the deadline the provider is asked whether it is there; it is not."""
+    table = openai_table(base_url="http://127.0.0.1:9/v1", deadline_s=5.0, max_outage_s=0.1)
     async with open_provider(table, backoff=Backoff(first_s=30.0)) as provider:
-        with pytest.raises(FeedbackUnavailable, match=r"127\.0\.0\.1:9"):
+        with pytest.raises(FeedbackOutage, match=r"127\.0\.0\.1:9"):
             await provider.feedback(rollout)
 
 

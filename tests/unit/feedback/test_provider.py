@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from fd_async.config.schema import FeedbackTable
-from fd_async.errors import ConfigError, FeedbackBudgetExceeded, FeedbackError, FeedbackUnavailable
+from fd_async.errors import ConfigError, FeedbackBudgetExceeded, FeedbackError, FeedbackOutage
 from fd_async.feedback.provider import Backoff, Provider, TextAnswer, open_provider, prompt_hash
 from fd_async.types import Rollout
 from tests.fakes.openai_server import OpenAIServer, completion, error
@@ -165,9 +165,9 @@ async def test_a_frozen_copy_that_hangs_meets_the_deadline(rollout: Rollout, bac
         await anyio.sleep_forever()
         raise AssertionError
 
-    table = FeedbackTable(type="self", deadline_s=0.15, request_timeout_s=0.05)
+    table = FeedbackTable(type="self", deadline_s=0.15, request_timeout_s=0.05, max_outage_s=0.1)
     async with open_provider(table, generate_text=generate_text, backoff=backoff) as provider:
-        with pytest.raises(FeedbackUnavailable, match=r"no answer within"):
+        with pytest.raises(FeedbackOutage, match=r"no answer within"):
             await provider.feedback(rollout)
         assert provider.statistics()["in_flight"] == 0
 

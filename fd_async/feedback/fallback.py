@@ -1,0 +1,98 @@
+"""Two providers: the one of `[feedback]`, and during its outages the one of `[fallback]`.
+
+Invariants:
+- Each has its own limits, prices, budget and breaker; a `Feedback` says who wrote it.
+- The first is asked first, always; the next caller after its question was answered goes to it again.
+- Where the second cannot help (down, spent, refused), callers wait for the first as under `outage = "pause"`: a
+  fallback never ends a run.
+"""
+
+from __future__ import annotations
+
+import msgspec
+from structlog.typing import FilteringBoundLogger
+
+from fd_async.errors import (
+    FeedbackAccountError,
+    FeedbackBudgetExceeded,
+    FeedbackError,
+    FeedbackOutage,
+    FeedbackUnavailable,
+)
+from fd_async.feedback.local import Local
+from fd_async.feedback.meter import Statistics
+from fd_async.feedback.outage import OnEvent
+from fd_async.feedback.tutor import Tutor
+from fd_async.types import Feedback, Rollout
+
+_SUMMED = (
+    "requests", "answered", "rejected", "retries", "usd", "usd_unconfirmed", "input_tokens", "output_tokens",
+    "in_flight", "waiting",
+)  # fmt: skip
+
+
+class WithFallback:
+    """Same protocol as `Tutor`."""
+
+    def __init__(
+        self,
+        main: Tutor,
+        fallback: Tutor | Local,
+        *,
+        on_event: OnEvent | None = None,
+        log: FilteringBoundLogger | None = None,
+    ) -> None:
+        self._main = main
+        self._fallback = fallback
+        self._on_event = on_event
+        self._log = log
+        self._last_trouble = ""
+
+    def key(self, rollout: Rollout) -> str:
+        """Return the hash of the question to the first provider; the second one's feedback has its own."""
+        return self._main.key(rollout)
+
+    def statistics(self) -> Statistics:
+        """Return the first provider's counters, with what the second did added."""
+        main, other = self._main.statistics(), self._fallback.statistics()
+        main.update({name: main[name] + other[name] for name in _SUMMED})  # type: ignore[typeddict-item]
+        main["fallback_calls"], main["fallback_usd"] = other["calls"], other["usd"]
+        if main["outage_s"]:
+            main["backlog_s"] = other["backlog_s"]
+        return main
+
+    async def feedback(self, rollout: Rollout) -> Feedback:
+        """Ask the first provider, or the second one while the first is down.
+
+        Raises:
+            FeedbackOutage: neither helps, and the first has been down for `feedback.max_outage_s`.
+            FeedbackError: as `Tutor.feedback` of the provider that was asked.
+        """
+        paid = 0.0
+        try:
+            while True:
+                try:
+                    feedback = await self._main.feedback(rollout)
+                except FeedbackOutage as error:
+                    paid += error.usd
+                    error.usd = 0.0
+                else:
+                    return msgspec.structs.replace(feedback, usd=feedback.usd + paid)
+                try:
+                    feedback = await self._fallback.feedback(rollout)
+                except (FeedbackOutage, FeedbackUnavailable, FeedbackBudgetExceeded, FeedbackAccountError) as error:
+                    paid += error.usd
+                    self._say(str(error).replace("feedback.", "fallback."))
+                else:
+                    return msgspec.structs.replace(feedback, usd=feedback.usd + paid)
+                await self._main.wait_until_there()
+        except FeedbackError as error:
+            error.usd += paid
+            raise
+
+    def _say(self, trouble: str) -> None:
+        if self._log:
+            self._log.warning("fallback_failed", reason=trouble)
+        if self._on_event and trouble != self._last_trouble:
+            self._on_event("fallback down", f"the fallback cannot help, attempts wait for the provider: {trouble}")
+        self._last_trouble = trouble
