@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable
 from contextlib import aclosing
@@ -65,6 +66,7 @@ class Fleet:
             "waiting": self._num_waiting + queued,
             "kv_usage": max((member.gauges.get("kv_cache_usage_perc", 0.0) for member in serving), default=0.0),
             "tokens_generated": float(self._num_tokens),
+            "serving": float(len(serving)),
         }
 
     def on_change(self) -> None:
@@ -122,13 +124,15 @@ class Fleet:
         self._require_fit(token_ids, 1, "score")
         limit = self._config.generate_timeout_s
         with anyio.CancelScope(deadline=anyio.current_time() + limit) as scope:
+            reason = ""
             for _ in range(_MAX_FRUITLESS):
                 member = await self._choose("", scope)
                 try:
                     return await member.link.score(token_ids, f"score-{next(self._ids)}", member.salt)
                 except (Down, Unsuited) as error:
                     self._watcher.lose(member, str(error))
-            raise EngineError(f"score: {_MAX_FRUITLESS} servers failed it; the last one: {member.reason}")
+                    reason = f"{member.name}: {error}"
+            raise EngineError(f"score: {_MAX_FRUITLESS} servers failed it; the last one, {reason}")
         raise EngineError(f"score: no end within policy.generate_timeout_s = {limit:g} s")
 
     async def push(self, staged: StagedWeights, send: Send | None = None) -> PushReport:
@@ -243,13 +247,14 @@ class Fleet:
 
     async def _choose(self, ticket: str, scope: anyio.CancelScope) -> Member:
         """Return the server for a request: the one that knows its attempt, or the one with the fewest requests."""
-        began = anyio.current_time()
+        left = scope.deadline - anyio.current_time()
+        scope.deadline = math.inf  # its time is for sampling; this wait has a deadline of its own
         self._num_waiting += 1
         try:
             await self._wait_for(lambda: any(member.is_open for member in self._members))
         finally:
             self._num_waiting -= 1
-        scope.deadline += anyio.current_time() - began  # the time is for sampling, not for servers that are away
+        scope.deadline = anyio.current_time() + left
         candidates = [member for member in self._members if member.is_open]
         best = min(candidates, key=lambda member: len(member.stays))
         known = self._known.pop(ticket, None) if ticket else None

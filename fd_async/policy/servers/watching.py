@@ -58,15 +58,11 @@ class Watcher:
             Unsuited: it was not started for this run.
             Down, PushRefused, PushFailed: not now.
         """
-        label = await self._label(member)
-        with self._deadline("a description"):
-            self._require_suited(member, await self._describe(member))
-            await member.link.resume()
-            await member.link.score(_CHECK_IDS, f"check-{member.num_pushes}", "check")
+        label = await self._question(member)
         member.shows = label
         if self.weights is None:
             await self._admit_first(member, label)
-        elif label != member.label(self.weights.version):
+        elif member.in_doubt or label != member.label(self.weights.version):
             member.version = -1
             member.move("behind", f"it came with weights {label!r}")
         else:
@@ -164,15 +160,25 @@ class Watcher:
         with self._deadline("the label of its weights"):
             return await member.link.label()
 
+    async def _question(self, member: Member) -> str:
+        """Find out whether a server suits this run, try every kind of route, and return the label that it shows."""
+        try:
+            label = await self._label(member)
+            with self._deadline("a description"):
+                self._require_suited(member, await self._describe(member))
+                await member.link.resume()
+                await member.link.score(_CHECK_IDS, f"check-{member.num_pushes}", "check")
+        except Unsuited as error:
+            raise Unsuited(f"{error}; {_ADVICE}") from error
+        return label
+
     async def _describe(self, member: Member) -> list[dict[str, Any]]:
         try:
             return await member.link.call("fd_describe")
         except Down as error:
             if "fd_describe" in str(error):
-                raise Unsuited(f"its workers lack the extension that takes pushes; {_ADVICE}") from error
+                raise Unsuited("its workers lack the extension that takes pushes") from error
             raise
-        except Unsuited as error:
-            raise Unsuited(f"{error}; {_ADVICE}") from error
 
     def _require_suited(self, member: Member, rows: list[dict[str, Any]]) -> None:
         """Hold what the workers say of themselves to the configuration.
@@ -183,18 +189,18 @@ class Watcher:
         row = rows[0] if rows and isinstance(rows[0], dict) else {}
         if row.get("fingerprint") != self._fingerprint:
             path = self._config.model.path
-            raise Unsuited(f"it serves another checkpoint ({row.get('model')}) than model.path = {path}; {_ADVICE}")
+            raise Unsuited(f"it serves another checkpoint ({row.get('model')}) than model.path = {path}")
         for name, wanted in (
             ("dtype", self._config.model.dtype),
             ("logprobs_mode", "processed_logprobs"),
             ("data_parallel_size", 1),
         ):
             if row.get(name) != wanted:
-                raise Unsuited(f"it runs with {name} = {row.get(name)}, not {wanted}; {_ADVICE}")
+                raise Unsuited(f"it runs with {name} = {row.get(name)}, not {wanted}")
         if int(row.get("max_model_len") or 0) < self._policy.max_model_len:
             raise Unsuited(
                 f"its max_model_len = {row.get('max_model_len')} is below policy.max_model_len ="
-                f" {self._policy.max_model_len}; {_ADVICE}"
+                f" {self._policy.max_model_len}"
             )
         member.num_workers = len(rows)
 

@@ -273,6 +273,8 @@ def _failure(path: str, status: int, data: bytes) -> Exception:
     except (msgspec.DecodeError, UnicodeDecodeError):
         message = ""
     text = f"{path}: HTTP {status}{': ' if message else ''}{message[:_REPLY_CHARS]}"
+    if status == 401:
+        return Unsuited(f"{text}: its key is not the one that policy.servers_key_env names")
     if status in _UNSUITED:
         return Unsuited(text)
     return Rejected(text) if status in _REJECTED else Down(text)
