@@ -100,10 +100,11 @@ def live(config: RunConfig, run_dir: Path, socket: Path, *, kill_after_s: float 
 
 async def _run(config: RunConfig, run_dir: Path, socket: Path) -> int:
     stop = Stop(shutdown_s=config.run.shutdown_s)
-    return await stop.run(lambda: _live(config, run_dir, socket, stop))
+    return await stop.run(lambda: run_life(config, run_dir, socket, stop))
 
 
-async def _live(config: RunConfig, run_dir: Path, socket: Path, stop: Stop) -> int:
+async def run_life(config: RunConfig, run_dir: Path, socket: Path, stop: Stop) -> int:
+    """Start or resume a run in this process and return its exit code."""
     for folder in ("logs", "checkpoints"):
         (run_dir / folder).mkdir(exist_ok=True)
     setup_logging(run_dir, "info", live=False)

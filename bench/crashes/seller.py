@@ -41,7 +41,7 @@ def sales(folder: Path, run: str) -> Counter[str]:
 
 async def _serve(folder: Path, socket: Path) -> None:
     async def handle(stream: SocketStream) -> None:
-        # A buyer that is killed hangs up: before it asked, nothing was sold; afterwards its money is spent all the same.
+        # A buyer that is killed hangs up: before it asked nothing was sold, afterwards its money is spent all the same.
         with suppress(anyio.EndOfStream, anyio.BrokenResourceError):
             async with stream:
                 run, key = (await stream.receive(4096)).decode().split()

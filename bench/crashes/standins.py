@@ -38,9 +38,12 @@ _TOKEN_S = 0.0005
 class PlannedEngine:
     """Samples what the plan of a ticket says, a few tokens at a time, and counts them where no kill reaches."""
 
-    def __init__(self, counter: Path) -> None:
+    def __init__(self, counter: Path, *, token_s: float = _TOKEN_S) -> None:
         self.weight_version = -1
         self.tokens = 0
+        self.on_tokens: Callable[[str, int], None] = lambda request_id, at: None
+        """Hears how long a completion is after every few tokens."""
+        self._token_s = token_s
         self._under_way: dict[str, tuple[list[int], list[float], list[int]]] = {}
         self._count = _SharedCount(counter)
 
@@ -65,7 +68,7 @@ class PlannedEngine:
         end = min(next(end for end in full.turn_ends if end > at), at + max_tokens)
         try:
             while at < end:
-                await anyio.sleep(_TOKEN_S * _TOKENS_AT_ONCE)
+                await anyio.sleep(self._token_s * _TOKENS_AT_ONCE)
                 upto = min(at + _TOKENS_AT_ONCE, end)
                 ids += full.ids[at:upto]
                 logprobs += full.logprobs[at:upto]
@@ -73,6 +76,7 @@ class PlannedEngine:
                 self.tokens += upto - at
                 self._count.add(upto - at)
                 at = upto
+                self.on_tokens(request_id, at)
         except BaseException:
             if salvage is not None and ids:
                 salvage(_completion(ids, logprobs, versions, "abort"))
@@ -150,8 +154,12 @@ class PlannedRenderer:
 class PlannedVerifier:
     """Judges by the file alone; audits confirm."""
 
+    def __init__(self) -> None:
+        self.on_check: Callable[[str], None] = lambda code: None
+
     async def check(self, code: str, statement: Statement, *, caller: str = "") -> Verdict:
         """Take a few milliseconds; break under some attempts."""
+        self.on_check(code)
         await anyio.sleep(random.uniform(0.001, 0.02))
         if fails(caller):
             raise VerifierError("the checker is gone")
