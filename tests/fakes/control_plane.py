@@ -19,6 +19,7 @@ from fd_async.pipeline.controller import Controller
 from fd_async.pipeline.signals import Stop
 from fd_async.pipeline.state import Parts, RunState
 from fd_async.policy.engine import Send
+from fd_async.telemetry.observers import Observers
 from fd_async.telemetry.progress import QuietProgress
 from fd_async.telemetry.sinks import MetricsFile
 from fd_async.types import (
@@ -238,6 +239,7 @@ class Bench:
         self.runner = FakeRunner(self.engine)
         self.verifier = FakeVerifier()
         self.suites: dict[str, list[Statement]] = {}
+        self.observers = Observers()
         for folder in ("logs", "checkpoints"):
             (run_dir / folder).mkdir(parents=True, exist_ok=True)
 
@@ -253,7 +255,7 @@ class Bench:
         try:
             async with stop.listening(), open_ledger(self.run_dir / "ledger.db") as ledger:
                 ledger.rewind(step)
-                self.state = RunState(self.config, step, stopping=stop.asked)
+                self.state = RunState(self.config, step, self.observers, stopping=stop.asked)
                 parts = self.parts(ledger)
                 yield Controller(parts, self.state, metrics=metrics, config_hash="x", probe_ids=[1, 2])
         finally:
@@ -275,6 +277,7 @@ class Bench:
             order=StatementOrder(statements, 0),
             suites=self.suites,
             progress=QuietProgress(),
+            observers=self.observers,
         )
 
     async def run(self, *, step: int = 0, resume: bool = False) -> int:
