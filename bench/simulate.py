@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.common import emit, parser
+from bench.simulation.against import against
 from bench.simulation.fit import FD_STEP_S, fit
 from bench.simulation.schedules import (
     BEST_S,
@@ -85,6 +86,9 @@ def main() -> None:
     with ProcessPoolExecutor(max(1, len(os.sched_getaffinity(0)))) as pool:
         if asked.fit:
             emit(fit(figures, pool)._asdict())
+            return
+        if asked.against:
+            emit(against(asked.against))
             return
         result = compare(figures, asked.quick, pool)
     emit(result | {"simulated_in_s": round(time.monotonic() - started, 1)})

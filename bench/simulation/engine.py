@@ -73,7 +73,7 @@ class Gpu:
         self._resume_at = 0.0
         self._changed = anyio.Event()
         self.slowdown: Callable[[], float] = lambda: 1.0
-        """Factor on every duration now, e.g. of a shared processor; `touch` before it changes."""
+        """Factor on every duration now, e.g. of a shared processor; `touch` before it changes, `wake` after."""
 
     @property
     def kv_usage(self) -> float:
@@ -110,6 +110,10 @@ class Gpu:
         self._resume_at = max(self._resume_at, anyio.current_time() + seconds)
         for request in self.running:
             request.seams.append((version, self._at - request.begun_at))
+        self._changed.set()
+
+    def wake(self) -> None:
+        """Have the next event computed anew."""
         self._changed.set()
 
     def touch(self) -> None:

@@ -6,7 +6,7 @@ import logging
 import random
 import statistics
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -201,15 +201,20 @@ def make_config(setting: Setting, figures: Figures, plans: Plans) -> RunConfig:
 
 def simulate(setting: Setting, figures: Figures, *, seed: int = 0, plans: Plans | None = None) -> Simulated:
     """Run one schedule to its end; equal arguments give equal results, bit for bit."""
+    return run_world(lambda: World(setting, figures, plans or Plans(figures.attempts, seed), seed), seed)
+
+
+def run_world(make: Callable[[], World], seed: int = 0) -> Simulated:
+    """Run what `make` builds, on a virtual clock that starts when it is called."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     random.seed(seed)
-    plans = plans or Plans(figures.attempts, seed)
     with tempfile.TemporaryDirectory(prefix="fd-simulate-", dir=MEMORY if MEMORY.is_dir() else None) as folder:
-        return clock.run(_simulate, setting, figures, plans, seed, Path(folder))
+        return clock.run(_simulate, make, Path(folder))
 
 
-async def _simulate(setting: Setting, figures: Figures, plans: Plans, seed: int, folder: Path) -> Simulated:
-    world = World(setting, figures, plans, seed)
+async def _simulate(make: Callable[[], World], folder: Path) -> Simulated:
+    world = make()
+    setting, figures = world.setting, world.figures
     async with world.controller(folder) as (controller, state):
         if await controller.run():
             raise RuntimeError(f"{setting.name}: the simulated run did not reach its end: {state.error}")

@@ -1,0 +1,152 @@
+"""Replays finished runs with their recorded service times, and says how far the simulated seconds are from the real.
+
+A run is predicted from its own record, and from that of every other run that is named: the attempts, the engine's and
+the learner's times of one, in the schedule (mode, S, batch, steps) of the other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from bench.simulation.engine import EngineFigures
+from bench.simulation.plans import Turn
+from bench.simulation.recorded import Recording, read_recording, slowdown_of_learner
+from bench.simulation.standins import FeedbackFigures, LeanFigures, SimulatedLearner
+from bench.simulation.world import Figures, Setting, World, load_figures, run_world
+from fd_async.types import StagedWeights, StepReport, TrainingSample
+
+_TURN_S = 0.01
+"""How often the learner looks whether the engine is at work beside it."""
+
+
+class RecordedPlans:
+    """The attempts of a recorded run, in the order of their ordinals; the first ones again after the last."""
+
+    def __init__(self, recording: Recording) -> None:
+        self._recording = recording
+        self._samples = recording.config.rollout.samples_per_prompt
+        self.max_response_tokens = recording.config.rollout.max_response_tokens * 2
+
+    def prompt_tokens(self, ticket_id: str) -> int:
+        return self._recording.prompt_tokens
+
+    def turns(self, ticket_id: str) -> list[Turn]:
+        _, ordinal, sample = ticket_id.rsplit("-", 2)
+        turns = self._recording.turns
+        return turns[(int(ordinal) * self._samples + int(sample)) % len(turns)]
+
+
+class RecordedLearner(SimulatedLearner):
+    """Takes the recorded seconds of each step, longer while the engine is at work beside it."""
+
+    def __init__(self, world: World, recording: Recording, beside: float) -> None:
+        super().__init__(world.figures.learner, 1, 1, "fd")
+        self._engine, self._recording = world.engine, recording
+        self._alone_s, self._slow = recording.alone_s(beside), slowdown_of_learner(beside)
+        self._is_busy = False
+        for gpu in world.engine.gpus:
+            gpu.slowdown = lambda: beside if self._is_busy else 1.0
+
+    async def step(self, samples: list[TrainingSample], *, step: int) -> StepReport:
+        """Share the processors with the engine until the step is done."""
+        left_s, started = self._alone_s[(step - 1) % len(self._alone_s)], anyio.current_time()
+        self._set_busy(True)
+        while left_s > 0:
+            slow = self._slow if any(gpu.running for gpu in self._engine.gpus) else 1.0
+            await anyio.sleep(min(_TURN_S, left_s * slow))
+            left_s -= _TURN_S / slow
+        self._set_busy(False)
+        self.busy_s += anyio.current_time() - started
+        return StepReport(step=step, metrics={"loss": 1.0})
+
+    async def stage(self, version: int, probe_ids: list[int]) -> StagedWeights:
+        """Take what a step took beyond learning and the stall of its push."""
+        index = max(0, version - 1) % len(self._alone_s)
+        staged = await super().stage(version, probe_ids)
+        await anyio.sleep(self._recording.stage_s[index] + self._recording.rest_s[index])
+        return staged
+
+    def _set_busy(self, is_busy: bool) -> None:
+        for gpu in self._engine.gpus:
+            gpu.touch()
+        self._is_busy = is_busy
+        for gpu in self._engine.gpus:
+            gpu.wake()
+
+
+def predict(source: Recording, target: Recording, beside: float) -> float:
+    """Return the seconds that the target's schedule takes with the service times of the source."""
+    config = target.config
+    sync = config.run.mode == "sync"
+    setting = Setting(
+        name=target.name,
+        mode=config.run.mode,
+        max_staleness=0 if sync else config.admission.max_staleness,
+        engine_gpus=1,
+        learner_gpus=1,
+        prompts_per_step=config.learner.prompts_per_step,
+        samples_per_prompt=config.rollout.samples_per_prompt,
+        steps=target.steps,
+        grain=1,
+        algorithm=config.algorithm.type,
+        tables={
+            "feedback": {"type": "constant", "text": ""},
+            "rollout": {"concurrency": config.rollout.concurrency},
+        },
+    )
+    stall_s = sum(source.stall_s) / len(source.stall_s)
+    figures = Figures(
+        attempts=load_figures().attempts,
+        engine=EngineFigures(
+            base_s=source.speed.base_s, per_sequence_s=source.speed.per_sequence_s, per_context_token_s=0.0,
+            prefill_tokens_per_s=1e12, kv_tokens=10**12, max_num_seqs=config.policy.max_num_seqs, push_stall_s=stall_s,
+        ),
+        lean=LeanFigures(workers=1_000_000, search_s=0.0),  # the recorded seconds have the wait for a worker in them
+        feedback=FeedbackFigures(min_s=0.0, max_s=0.0, input_tokens=1, output_tokens=1, tokens=1),
+        learner=load_figures().learner,
+    )  # fmt: skip
+
+    def make() -> World:
+        world = World(setting, figures, RecordedPlans(source), 0)
+        world.learner = RecordedLearner(world, source, beside)
+        return world
+
+    return run_world(make).total_s
+
+
+def against(folders: Sequence[Path]) -> dict[str, Any]:
+    """Predict every run from every run, and print how far off that is."""
+    recordings = [read_recording(folder) for folder in folders]
+    measured = [r.speed.beside for r in recordings if not math.isnan(r.speed.beside)]
+    beside = max(1.0, sum(measured) / len(measured)) if measured else 1.0
+    for r in recordings:
+        if r.config.feedback.type in ("anthropic", "openai", "self"):
+            raise SystemExit(f"{r.name}: only runs whose feedback is made at once (ground_truth, ...) are replayed")
+    rows = []
+    for source in recordings:
+        own = source.speed.beside
+        for target in recordings:
+            seconds = predict(source, target, beside if math.isnan(own) else own)
+            rows.append(
+                {
+                    "from": source.name,
+                    "run": target.name,
+                    "mode": target.config.run.mode,
+                    "S": target.config.admission.max_staleness,
+                    "real_s": round(target.total_s, 1),
+                    "simulated_s": round(seconds, 1),
+                    "error": round(seconds / target.total_s - 1.0, 3),
+                }
+            )
+            print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+    return {
+        "error_vs_real": max(abs(row["error"]) for row in rows),
+        "against": rows,
+        "engine_beside_learner": round(beside, 3),
+        "learner_beside_engine": round(slowdown_of_learner(beside), 3),
+    }
