@@ -286,7 +286,7 @@ async def measure(in_flight: int, rate: float, fill: float, measure_s: float, tr
     train = read_statements(Path(config.data.train))
     with tempfile.TemporaryDirectory(prefix="fd-bench-") as folder:
         run_dir = Path(folder)
-        for name in ("logs", "checkpoints", "scratch"):
+        for name in ("logs", "checkpoints"):
             (run_dir / name).mkdir()
         engine = Engine(renderer, pace)
         metrics = MetricsFile(run_dir / "metrics.jsonl")
@@ -299,7 +299,6 @@ async def measure(in_flight: int, rate: float, fill: float, measure_s: float, tr
                 verifier=judge,  # type: ignore[arg-type]
                 search=Search(),  # type: ignore[arg-type]
                 config=config.rollout,
-                scratch=run_dir / "scratch",
             )
             parts = Parts(
                 config=config,

@@ -12,6 +12,7 @@ attempt that is cut goes on elsewhere from its tokens and its files, and its dea
 
 from __future__ import annotations
 
+import functools
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -41,6 +42,8 @@ from fd_async.verifier.tools.search import Search
 from fd_async.verifier.tools.toolbox import Toolbox
 from fd_async.verifier.verifier import Verifier
 
+_SHORT_TOKENS, _SHORT_CHARS = 2000, 1000
+"""Decoded, or encoded, in less than a millisecond: a thread would hold the event loop up for longer."""
 StageListener = Callable[[str], None]
 Keep = Callable[[PartialRollout], None]
 
@@ -128,8 +131,19 @@ class RolloutRunner:
         verifier: Verifier,
         search: Search,
         config: RolloutTable,
-        scratch: Path,
+        scratch: Path | None = None,
     ) -> None:
+        """Share these parts.
+
+        Args:
+            engine: samples.
+            renderer: of the engine's model.
+            verifier: judges.
+            search: in Mathlib.
+            config: the `[rollout]` table.
+            scratch: folder below which attempts keep their files; None keeps them in memory, where making and removing
+                folders costs nothing.
+        """
         self._engine = engine
         self._renderer = renderer
         self._verifier = verifier
@@ -239,8 +253,8 @@ class RolloutRunner:
     async def _attempt(
         self, attempt: UnderWay, end: _End, temperature: float, on_stage: StageListener, keep: Keep
     ) -> None:
-        """Converse and judge in a folder of its own, inside the attempt's deadline."""
-        folder = Path(await anyio.to_thread.run_sync(lambda: tempfile.mkdtemp(dir=self._scratch)))
+        """Converse and judge with files of its own, inside the attempt's deadline."""
+        folder = self._scratch and Path(await anyio.to_thread.run_sync(lambda: tempfile.mkdtemp(dir=self._scratch)))
         try:
             toolbox = Toolbox(
                 folder=folder,
@@ -262,8 +276,9 @@ class RolloutRunner:
             elif verdict.is_infrastructure:
                 end.fail("infrastructure", verdict.reason)
         finally:
-            with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
+            if folder is not None:
+                with anyio.CancelScope(shield=True):
+                    await anyio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
 
     async def _converse(
         self, attempt: UnderWay, toolbox: Toolbox, temperature: float, on_stage: StageListener, keep: Keep
@@ -315,7 +330,9 @@ class RolloutRunner:
                 raise EngineError(f"the engine gave up {attempt.request_id}")
             finish, attempt.request_id = completion.finish_reason, ""
             transcript.add_sampled(completion)
-        text = await anyio.to_thread.run_sync(renderer.decode, transcript.ids[transcript.turn_start :].tolist())
+        ids = transcript.ids[transcript.turn_start :].tolist()
+        is_short = len(ids) <= _SHORT_TOKENS
+        text = renderer.decode(ids) if is_short else await anyio.to_thread.run_sync(renderer.decode, ids)
         transcript.close_turn(text, finish, attempt.turn_s)
 
     async def _answer(self, transcript: Transcript, toolbox: Toolbox, calls: list[ToolCall]) -> Verdict | None:
@@ -329,9 +346,10 @@ class RolloutRunner:
                     transcript.add_tool([], name, earlier)
                 return result.verdict
         closed = transcript.ids[-1] in self._renderer.stop_token_ids
-        ids = await anyio.to_thread.run_sync(
-            lambda: self._renderer.tool_result_ids([r.text for _, r in results], closed=closed)
-        )
+        texts = [result.text for _, result in results]
+        render = functools.partial(self._renderer.tool_result_ids, texts, closed=closed)
+        is_short = sum(map(len, texts)) <= _SHORT_CHARS
+        ids = render() if is_short else await anyio.to_thread.run_sync(render)
         for index, (name, result) in enumerate(results):  # one block of ids answers all calls of the turn
             transcript.add_tool(ids if index == 0 else [], name, result)
         return None

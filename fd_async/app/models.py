@@ -65,7 +65,7 @@ async def _evaluate(config: RunConfig, source: Path | None, log_dir: Path) -> li
             open_verifier(config.verifier, output_chars=config.rollout.tool_output_chars)
         )
         engine = await stack.enter_async_context(serve(config, renderer, log_dir))
-        runner = make_runner(stack, config, engine, renderer, verifier)
+        runner = make_runner(config, engine, renderer, verifier)
         for suite, statements in suites.items():
             results.append(
                 await evaluate_suite(

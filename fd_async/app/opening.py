@@ -27,7 +27,6 @@ from fd_async.policy.engine import Engine
 from fd_async.policy.opening import open_policy
 from fd_async.rendering import Renderer
 from fd_async.rollouts import RolloutRunner
-from fd_async.scratch import scratch_folder
 from fd_async.telemetry.observers import Observers
 from fd_async.telemetry.progress import Progress
 from fd_async.types import Statement
@@ -84,7 +83,7 @@ async def open_lasting(
     async def assemble(learner: Learner) -> Parts:
         engine = await engine_ready()
         if not runners:
-            runners.append(make_runner(stack, config, engine, renderer, verifier))
+            runners.append(make_runner(config, engine, renderer, verifier))
         return Parts(
             config=config,
             run_dir=run_dir,
@@ -181,17 +180,14 @@ async def _frozen_copy(
     return generate_text
 
 
-def make_runner(
-    stack: AsyncExitStack, config: RunConfig, engine: Engine, renderer: Renderer, verifier: Verifier
-) -> RolloutRunner:
-    """Make what runs attempts, with a folder for their files."""
+def make_runner(config: RunConfig, engine: Engine, renderer: Renderer, verifier: Verifier) -> RolloutRunner:
+    """Make what runs attempts."""
     return RolloutRunner(
         engine=engine,
         renderer=renderer,
         verifier=verifier,
         search=open_search(config.verifier),
         config=config.rollout,
-        scratch=stack.enter_context(scratch_folder("rollouts")),
     )
 
 

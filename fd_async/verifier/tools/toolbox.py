@@ -1,6 +1,6 @@
 """The three tools of one rollout: write a file, check it, search Mathlib.
 
-Owns the rollout's folder. Names are flat, links are never followed, and what is judged is the text remembered when
+Owns the rollout's folder, where it has one; without, the files are in memory alone. Names are flat, links are never followed, and what is judged is the text remembered when
 it was written, so nothing can change it in between: the SHA-256 in the verdict is that of the bytes written. Text that
 cannot be written byte for byte is refused. The final verdict is that of the last file written.
 """
@@ -39,7 +39,7 @@ class Toolbox:
 
     def __init__(
         self,
-        folder: Path,
+        folder: Path | None,
         statement: Statement,
         verifier: Verifier,
         search: Search,
@@ -125,10 +125,11 @@ class Toolbox:
         others = sum(size for other, size in self._sizes.items() if other != name)
         if others + len(content) > _MAX_FOLDER_BYTES:
             return ToolResult(text=f"All files together are too long: at most {_MAX_FOLDER_BYTES} bytes.", ok=False)
-        try:
-            await to_thread.run_sync(_write_flat, self._folder, name, content)
-        except OSError as error:
-            raise VerifierError(f"cannot write {name} into {self._folder}: {error}") from error
+        if self._folder is not None:
+            try:
+                await to_thread.run_sync(_write_flat, self._folder, name, content)
+            except OSError as error:
+                raise VerifierError(f"cannot write {name} into {self._folder}: {error}") from error
         self._files[name] = code
         self._sizes[name] = len(content)
         self._last_written = name
