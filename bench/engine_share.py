@@ -17,7 +17,9 @@ import anyio
 from bench.common import arguments, emit
 from bench.experiments import configure, one_engine
 from fd_async.data.statements import read_statements
+from fd_async.policy.engine import Engine
 from fd_async.policy.local import LocalEngine
+from fd_async.policy.supervised import SupervisedEngine
 from fd_async.rollouts import RolloutRunner
 from fd_async.types import Completion, Ticket
 from fd_async.verifier.tools.search import open_search
@@ -27,7 +29,7 @@ from fd_async.verifier.verifier import open_verifier
 class Recorder:
     """Passes calls to the engine and notes prompt and length of each, per attempt."""
 
-    def __init__(self, engine: LocalEngine) -> None:
+    def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self.calls: dict[str, list[tuple[list[int], int]]] = {}
 
@@ -41,6 +43,9 @@ class Recorder:
         self.calls.setdefault(attempt, []).append((prompt_ids, len(completion.token_ids)))
         return completion
 
+    def partial(self, request_id: str) -> Completion | None:
+        return self._engine.partial(request_id)
+
 
 async def run(quick: bool) -> None:
     """Measure and print."""
@@ -48,12 +53,14 @@ async def run(quick: bool) -> None:
     attempts, rounds = (192, 2) if quick else (512, 5)
     statements = read_statements(Path(config.data.train))
     inside, alone = [], []
-    async with one_engine(config) as (engine, renderer, _):
+    async with one_engine(config) as (supervised, renderer, _):
+        assert isinstance(supervised, SupervisedEngine)
+        engine = supervised.present
         assert isinstance(engine, LocalEngine)
         async with open_verifier(config.verifier, output_chars=config.rollout.tool_output_chars) as verifier:
             search = open_search(config.verifier)
             for number in range(rounds + 1):
-                recorder = Recorder(engine)
+                recorder = Recorder(supervised)
                 with tempfile.TemporaryDirectory() as scratch:
                     runner = RolloutRunner(
                         engine=recorder,  # type: ignore[arg-type]

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
-import anyio.lowlevel
 import anyio.to_thread
 import psutil
 
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
 
 _SHUTDOWN_S = 20.0
 """Time for vLLM's own shutdown; what is left then is killed."""
+_LOOK_S = 0.01
 _PROCESS_NAMES = ("EngineCore", "VLLM_DP")
 """How vLLM calls the processes that it starts here: cores, and the coordinator of several engines."""
 _ERROR_LINE = re.compile(r"(\w+(?:Error|Exception): .*)")
@@ -68,6 +68,7 @@ class RunningEngine:
         for answer in list(core.utility_results.values()):
             if not answer.done():
                 answer.set_exception(EngineDeadError())
+        self.llm.output_processor.propagate_error(EngineDeadError())
         _kill(self.processes, wait_s=0.0)
 
     async def close(self) -> None:
@@ -77,12 +78,19 @@ class RunningEngine:
                 self.llm.output_handler.cancel()
             with anyio.move_on_after(_SHUTDOWN_S):
                 await anyio.to_thread.run_sync(self.llm.shutdown, abandon_on_cancel=True)
-            await anyio.lowlevel.checkpoint()  # vLLM closes its sockets in a callback on this loop
+            await self._sockets_closed()
             with anyio.move_on_after(_SHUTDOWN_S):
                 await anyio.to_thread.run_sync(self.llm.engine_core.resources.ctx.destroy, 0, abandon_on_cancel=True)
             self.llm.shutdown = _do_nothing  # vLLM would call it again when the interpreter ends, and fail
             await anyio.to_thread.run_sync(_kill, self.processes)
             remove_shared_files(self._shared_files)
+
+    async def _sockets_closed(self) -> None:
+        """Wait for vLLM to close its sockets, in a callback on this loop that one of its threads may have asked for."""
+        reader = self.llm.engine_core.resources.output_queue_task
+        with anyio.move_on_after(_SHUTDOWN_S):
+            while reader is not None and not reader.done():  # noqa: ASYNC110  # its task, no event
+                await anyio.sleep(_LOOK_S)
 
 
 @asynccontextmanager

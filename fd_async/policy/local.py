@@ -136,6 +136,7 @@ class LocalEngine:
             with self._request(f"generate {request_id}"):
                 await self._pass_gate()
                 output = (await self._run(prompt_ids, params, request_id)).outputs[0]
+                await self._pass_gate()  # a push that is not proven yet may have sampled its last tokens
         except BaseException:
             sampled = self.partial(request_id)
             if salvage is not None and sampled is not None:

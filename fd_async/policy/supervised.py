@@ -26,8 +26,10 @@ from fd_async.policy.outputs import joined
 from fd_async.types import Completion, PushReport, StagedWeights
 
 _LOST = (EngineDied, PushFailed)
-_DEATH_FOLLOWS_S = 1.0
-"""After vLLM gave up a request of its own accord: it does so when it is told to end."""
+_DEATH_FOLLOWS_S = 30.0
+"""After vLLM gave up a request of its own accord: it does so when SIGTERM tells it to end, which takes a while."""
+_CAUSE_FOLLOWS_S = 0.5
+"""After a call met a death, before the watch has seen it."""
 _PAUSE_S = 1.0
 """Before the second restart in a row, twice that before the third, and so on."""
 
@@ -60,12 +62,22 @@ class _Life:
         self.engine = engine
         self.whole = anyio.Event()
         """It has its weights: requests may run."""
-        self.lost = anyio.Event()
-        self.cause = ""
+        self.lost, self.cause = anyio.Event(), ""
+        self.seen = anyio.Event()
+        """The watch has said why it is lost."""
         self.pushing = anyio.Lock()
 
-    def lose(self, cause: str) -> None:
-        self.cause = self.cause or cause
+    def lose(self, error: EngineDied | PushFailed) -> None:
+        """Note what a call met; a push that failed is the cause, and the watch has nothing to add."""
+        if isinstance(error, PushFailed):
+            self.seen.set()
+        self.cause = self.cause or str(error)
+        self.lost.set()
+
+    async def watch(self) -> None:
+        """Wait until the engine is lost; what is seen of its processes says more than what calls meet."""
+        self.cause = await self.engine.watch()
+        self.seen.set()
         self.lost.set()
 
 
@@ -160,6 +172,11 @@ class SupervisedEngine:
         return self._version
 
     @property
+    def present(self) -> MortalEngine | None:
+        """The engine that is open, if one is."""
+        return self._life.engine if self._life else None
+
+    @property
     def pids(self) -> list[int]:
         """Processes of the present engine; none while there is none."""
         return self._life.engine.pids if self._life else []
@@ -201,7 +218,7 @@ class SupervisedEngine:
                         salvage=request.keep,
                     )
                 except _LOST as error:
-                    life.lose(str(error))
+                    life.lose(error)
                     continue
                 if part.finish_reason != "abort" or not await _is_lost_soon(life):
                     return joined(request.sampled, part)
@@ -230,7 +247,7 @@ class SupervisedEngine:
             try:
                 return await life.engine.score(token_ids)
             except _LOST as error:
-                life.lose(str(error))
+                life.lose(error)
 
     async def push(self, staged: StagedWeights, send: Send | None = None) -> PushReport:
         """See `Engine.push`; an engine that is lost in it is replaced, and the push made again."""
@@ -242,7 +259,7 @@ class SupervisedEngine:
                 try:
                     report = await life.engine.push(staged, send)
                 except _LOST as error:
-                    life.lose(str(error))
+                    life.lose(error)
                     continue
                 self._accepted, self._version, self._deaths = (staged, send), staged.version, 0
                 life.whole.set()
@@ -287,18 +304,17 @@ class SupervisedEngine:
         self._num_lives += 1
         self._move()
         async with anyio.create_task_group() as group:
-            group.start_soon(self._watch, life)
+            group.start_soon(life.watch)
             group.start_soon(self._restore, life, began)
             await life.lost.wait()
+            with anyio.move_on_after(_CAUSE_FOLLOWS_S):
+                await life.seen.wait()
             self._on_event("engine_died", life.cause)
             life.engine.kill(life.cause)
             group.cancel_scope.cancel()
         self._past_tokens += life.engine.statistics()["tokens_generated"]
         self._life = None
         return life.cause
-
-    async def _watch(self, life: _Life) -> None:
-        life.lose(await life.engine.watch())
 
     async def _restore(self, life: _Life, began: float) -> None:
         """Bring the last weights to a new engine, then let requests in."""
@@ -310,7 +326,8 @@ class SupervisedEngine:
                 await life.whole.wait()  # the learner removes staged weights when it stages others, which come next
             if not life.whole.is_set():
                 limit = f"policy.push_timeout_s = {self._config.push_timeout_s:g} s"
-                life.lose(f"its weights could not be brought back ({refusal}) and no others came within {limit}")
+                reason = f"its weights could not be brought back ({refusal}) and no others came within {limit}"
+                life.lose(PushFailed(reason))
                 return
         if self._num_lives > 1:
             seconds = time.monotonic() - began
@@ -327,7 +344,7 @@ class SupervisedEngine:
             except PushRefused as refusal:
                 return str(refusal)
             except _LOST as error:
-                life.lose(str(error))
+                life.lose(error)
                 return str(error)
             life.whole.set()
             return ""
