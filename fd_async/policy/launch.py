@@ -6,8 +6,9 @@ import logging
 import multiprocessing
 import os
 import re
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -163,7 +164,7 @@ def _build(arguments: dict[str, Any], environment: dict[str, str], log_file: Pat
     logger = logging.getLogger("vllm")
     logger.propagate = False
     logger.addHandler(logging.NullHandler())  # vLLM warns while it is imported, before it sets its handlers
-    with temporary_environment(environment):
+    with temporary_environment(environment), _deaf_children():
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -190,6 +191,16 @@ def _build(arguments: dict[str, Any], environment: dict[str, str], log_file: Pat
         except (RuntimeError, ValueError, OSError, AssertionError, TypeError) as error:
             raise EngineError(f"vLLM did not start: {_cause(error, log_file, log_start)}") from error
     return RunningEngine(llm, counters, _new_children(before), (log_file, log_start))
+
+
+@contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Start processes that Ctrl-C on the terminal does not reach; they leave its session only after long imports."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 async def _start(build: Callable[[], RunningEngine]) -> RunningEngine:

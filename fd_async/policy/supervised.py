@@ -12,16 +12,15 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Literal, Protocol
+from contextlib import asynccontextmanager
 
 import anyio
-import msgspec
 from anyio.abc import TaskStatus
 
 from fd_async.config.schema import Policy
 from fd_async.errors import EngineDied, EngineError, PushFailed, PushRefused
-from fd_async.policy.engine import Engine, Send
+from fd_async.policy.engine import Send
+from fd_async.policy.lives import Life, MortalEngine, OpenEngine, OpenRequest
 from fd_async.policy.outputs import joined
 from fd_async.types import Completion, PushReport, StagedWeights
 
@@ -34,81 +33,6 @@ _PAUSE_S = 1.0
 """Before the second restart in a row, twice that before the third, and so on."""
 
 
-class MortalEngine(Engine, Protocol):
-    """An engine that says when it is lost."""
-
-    @property
-    def pids(self) -> list[int]:
-        """Its processes."""
-        ...
-
-    async def watch(self) -> str:
-        """Wait until it is lost and return why."""
-        ...
-
-    def kill(self, reason: str) -> None:
-        """End its processes at once; calls under way raise `EngineDied`."""
-        ...
-
-
-OpenEngine = Callable[[], AbstractAsyncContextManager[MortalEngine]]
-Listener = Callable[[str, str], None]
-
-
-class _Life:
-    """One engine, from its opening until it is lost."""
-
-    def __init__(self, engine: MortalEngine) -> None:
-        self.engine = engine
-        self.whole = anyio.Event()
-        """It has its weights: requests may run."""
-        self.lost, self.cause = anyio.Event(), ""
-        self.seen = anyio.Event()
-        """The watch has said why it is lost."""
-        self.pushing = anyio.Lock()
-
-    def lose(self, error: EngineDied | PushFailed) -> None:
-        """Note what a call met; a push that failed is the cause, and the watch has nothing to add."""
-        if isinstance(error, PushFailed):
-            self.seen.set()
-        self.cause = self.cause or str(error)
-        self.lost.set()
-
-    async def watch(self) -> None:
-        """Wait until the engine is lost; what is seen of its processes says more than what calls meet."""
-        self.cause = await self.engine.watch()
-        self.seen.set()
-        self.lost.set()
-
-
-class _Request:
-    """A `generate` call: what it asked for and what engines that are gone sampled for it."""
-
-    def __init__(self, max_tokens: int, stop_token_ids: list[int]) -> None:
-        self._max_tokens, self._stop_token_ids = max_tokens, stop_token_ids
-        self.sampled: Completion | None = None
-
-    def keep(self, part: Completion) -> None:
-        self.sampled = joined(self.sampled, part)
-
-    @property
-    def token_ids(self) -> list[int]:
-        return self.sampled.token_ids if self.sampled else []
-
-    def finished(self) -> Completion | None:
-        """Return the whole completion if nothing is left to sample: the engine died after the last token."""
-        if self.sampled is None:
-            return None
-        reason: Literal["stop", "length"]
-        if self.sampled.token_ids[-1] in self._stop_token_ids:
-            reason = "stop"
-        elif len(self.sampled.token_ids) >= self._max_tokens:
-            reason = "length"
-        else:
-            return None
-        return msgspec.structs.replace(self.sampled, finish_reason=reason)
-
-
 @asynccontextmanager
 async def supervised(
     open_engine: OpenEngine,
@@ -116,7 +40,7 @@ async def supervised(
     *,
     stop_token_ids: list[int],
     log: str,
-    on_event: Listener,
+    on_event: Callable[[str, str], None],
 ) -> AsyncIterator[SupervisedEngine]:
     """Keep an engine running for the length of the block; afterwards nothing of it is left.
 
@@ -149,14 +73,19 @@ class SupervisedEngine:
     """An `Engine`; see the module docstring."""
 
     def __init__(
-        self, open_engine: OpenEngine, config: Policy, stop_token_ids: list[int], log: str, on_event: Listener
+        self,
+        open_engine: OpenEngine,
+        config: Policy,
+        stop_token_ids: list[int],
+        log: str,
+        on_event: Callable[[str, str], None],
     ) -> None:
         self._open_engine = open_engine
         self._config = config
         self._stop_token_ids = stop_token_ids
         self._log = log
         self._on_event = on_event
-        self._life: _Life | None = None
+        self._life: Life | None = None
         self._moved = anyio.Event()
         self._ended = ""
         self._accepted: tuple[StagedWeights, Send | None] | None = None
@@ -165,7 +94,7 @@ class SupervisedEngine:
         """Since the last push that a caller made and that succeeded."""
         self._num_lives = 0
         self._past_tokens = 0.0
-        self._requests: dict[str, _Request] = {}
+        self._requests: dict[str, OpenRequest] = {}
 
     @property
     def weight_version(self) -> int:
@@ -203,7 +132,7 @@ class SupervisedEngine:
         salvage: Callable[[Completion], None] | None = None,
     ) -> Completion:
         """See `Engine.generate`. A seed repeats a sample only if no engine was lost on the way."""
-        request = self._requests[request_id] = _Request(max_tokens, self._stop_token_ids)
+        request = self._requests[request_id] = OpenRequest(max_tokens, self._stop_token_ids)
         try:
             while (finished := request.finished()) is None:
                 life = await self._living()
@@ -266,7 +195,7 @@ class SupervisedEngine:
                 self._move()
                 return report
 
-    async def _living(self, *, whole: bool = True) -> _Life:
+    async def _living(self, *, whole: bool = True) -> Life:
         """Wait for an engine, `whole` for one that has its weights."""
         while True:
             if self._ended:
@@ -289,7 +218,7 @@ class SupervisedEngine:
                 async with self._open_engine() as engine:
                     if not self._num_lives:
                         task_status.started()
-                    cause = await self._live(_Life(engine), began)
+                    cause = await self._live(Life(engine), began)
             except (EngineError, OSError) as error:
                 if not self._num_lives:
                     raise
@@ -298,7 +227,7 @@ class SupervisedEngine:
             self._count_death(cause)
             await anyio.sleep(_PAUSE_S * (self._deaths - 1))
 
-    async def _live(self, life: _Life, began: float) -> str:
+    async def _live(self, life: Life, began: float) -> str:
         """Serve until the engine is lost; return why, when its processes are killed and its calls ended."""
         self._life = life
         self._num_lives += 1
@@ -316,7 +245,7 @@ class SupervisedEngine:
         self._life = None
         return life.cause
 
-    async def _restore(self, life: _Life, began: float) -> None:
+    async def _restore(self, life: Life, began: float) -> None:
         """Bring the last weights to a new engine, then let requests in."""
         if self._accepted is None:
             life.whole.set()
@@ -334,7 +263,7 @@ class SupervisedEngine:
             self._on_event("engine_restarted", f"weight version {self._version}, after {seconds:.1f} s")
         self._move()
 
-    async def _push_again(self, life: _Life, staged: StagedWeights, send: Send | None) -> str:
+    async def _push_again(self, life: Life, staged: StagedWeights, send: Send | None) -> str:
         """Push what the last engine had, unless a caller was faster; return why it was refused, or nothing."""
         async with life.pushing:
             if life.whole.is_set():
@@ -372,7 +301,7 @@ def _seed(seed: int | None, num_sampled: int) -> int | None:
     return seed if seed is None or not num_sampled else random.Random(f"{seed} {num_sampled}").getrandbits(31)
 
 
-async def _is_lost_soon(life: _Life) -> bool:
+async def _is_lost_soon(life: Life) -> bool:
     with anyio.move_on_after(_DEATH_FOLLOWS_S):
         await life.lost.wait()
     return life.lost.is_set()
