@@ -163,7 +163,7 @@ class Controller:
         config, board = self._parts.config.run, self._state.board
         tokens, warned = 0.0, False
         while True:
-            await anyio.sleep(1.0)
+            await anyio.sleep(min(1.0, config.stall_warn_s / 2))
             generated = self._parts.engine.statistics()["tokens_generated"]
             if generated != tokens:
                 tokens = generated

@@ -1,0 +1,238 @@
+"""Ends: signals at any time, blocked loops, ends that take too long. Each in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import anyio
+import msgspec
+import pytest
+
+from fd_async.errors import StallDetected, first_cause
+from fd_async.learner.checkpoints import list_checkpoints
+from fd_async.pipeline.signals import Stop, wanted_signals
+from fd_async.types import StagedWeights, StepReport, TrainingSample
+from tests.fakes.control_plane import Bench, make_config
+from tests.fakes.processes import all_gone
+
+pytestmark = pytest.mark.anyio
+
+WATCHED = """
+import os, subprocess, sys, time
+from pathlib import Path
+import anyio
+from fd_async.pipeline.signals import Stop
+from fd_async.pipeline.stopping import beside
+from fd_async.pipeline.watchdog import Watchdog
+from fd_async.scratch import scratch_folder
+
+async def main():
+    run_dir = Path(sys.argv[1])
+    watchdog = Watchdog(run_dir, 0.6, tick_s=0.05)
+    stop = Stop(shutdown_s=0.6, limit=watchdog)
+    stop.can_finish = True
+    with watchdog.watching(), scratch_folder("test", run_dir):
+        child = subprocess.Popen(["sleep", "60"], start_new_session=True, stdout=subprocess.DEVNULL)
+        print(child.pid, flush=True)
+        async with beside(watchdog.beat):
+            await stop.run(work)
+    print("ended")
+
+"""
+
+
+BUSY = """
+async def work():
+    for _ in range(10):
+        time.sleep(0.1)
+        await anyio.sleep(0.01)
+    return 0
+
+anyio.run(main)
+"""
+
+
+def watched(run_dir: Path, work: str) -> subprocess.CompletedProcess[str]:
+    """Run a piece of work under a watchdog to its end; its child must not outlive it."""
+    (run_dir / "logs").mkdir()
+    (run_dir / "status.json").write_text('{"phase": "training", "step": 7}')
+    command = [sys.executable, "-c", WATCHED + work + "\nanyio.run(main)\n", str(run_dir)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    anyio.run(all_gone, [int(done.stdout.splitlines()[0])])
+    return done
+
+
+def test_a_blocked_loop_ends_with_6_stacks_and_no_child(tmp_path: Path) -> None:
+    """One line says so; status.json keeps the step; folders go."""
+    done = watched(tmp_path, "async def work():\n    time.sleep(600)")
+    assert done.returncode == 6, done
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("fd-run: the event loop was blocked for ")
+    assert "(run.stall_abort_s); stacks in " in line
+    assert line.endswith("; continue with --resume")
+    assert "in work" in (tmp_path / "logs" / "stacks.txt").read_text()
+    status = msgspec.json.decode((tmp_path / "status.json").read_bytes())
+    assert (status["phase"], status["step"]) == ("failed", 7)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["logs", "status.json"]
+
+
+def test_a_blocked_loop_ends_although_the_disk_is_full(tmp_path: Path) -> None:
+    """Stacks and status are left out; the code and the line stand."""
+    limit = "async def work():\n    import resource\n    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
+    done = watched(tmp_path, limit + "    time.sleep(600)")
+    assert done.returncode == 6, done
+    assert "the event loop was blocked" in done.stderr.splitlines()[-1]
+    assert msgspec.json.decode((tmp_path / "status.json").read_bytes())["phase"] == "training"
+
+
+def test_short_blocks_and_a_process_that_was_stopped_as_a_whole_are_left_alone(tmp_path: Path) -> None:
+    """Time in which nobody ran is not time in which the loop was blocked."""
+    (tmp_path / "logs").mkdir()
+    script = WATCHED + BUSY
+    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    child = int(process.stdout.readline())
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(1.5)
+    process.send_signal(signal.SIGCONT)
+    assert process.wait(30) == 0
+    os.kill(child, signal.SIGKILL)
+    process.stdout.close()
+
+
+def test_an_end_that_takes_too_long_is_cut_off(tmp_path: Path) -> None:
+    """SIGTERM, and then something that cannot be cancelled: `run.shutdown_s` holds all the same."""
+    work = (
+        "async def work():\n    import signal\n    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    with anyio.CancelScope(shield=True):\n        await anyio.sleep(600)"
+    )
+    done = watched(tmp_path, work)
+    assert done.returncode == 6, done
+    assert "did not end in its time (run.shutdown_s)" in done.stderr.splitlines()[-1]
+
+
+async def test_the_first_signal_before_there_is_anything_to_finish_leaves_at_once() -> None:
+    """Nothing else would end a start-up that takes minutes."""
+    stop = Stop()
+
+    async def work() -> int:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await anyio.sleep_forever()
+        return 0
+
+    with anyio.fail_after(10):
+        assert await stop.run(work) == 130
+
+
+async def test_what_fails_on_the_way_out_does_not_change_the_exit_code() -> None:
+    """A part that is cut off in its start may complain; a person asked for the end."""
+    stop = Stop()
+
+    async def work() -> int:
+        try:
+            stop.request("SIGINT")
+            await anyio.sleep_forever()
+        finally:
+            raise RuntimeError("cut off")
+
+    with anyio.fail_after(10):
+        assert await stop.run(work) == 130
+
+
+async def test_the_second_signal_leaves_a_step_alone(tmp_path: Path) -> None:
+    """130 without a checkpoint; status.json says interrupted."""
+    bench = Bench(make_config(checkpoint={"every_steps": 0}), tmp_path)
+    bench.learner.save_s = 3600.0
+
+    def interrupt(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    bench.learner.on_step = lambda step: interrupt() if step == 3 else None
+    snapshot = bench.learner.snapshot
+
+    async def interrupt_again() -> int:
+        interrupt()
+        return await snapshot()
+
+    bench.learner.snapshot = interrupt_again  # type: ignore[method-assign]
+    with anyio.fail_after(20):
+        assert await bench.run() == 130
+    assert not list_checkpoints(tmp_path / "checkpoints")
+    assert msgspec.json.decode((tmp_path / "status.json").read_bytes())["phase"] == "interrupted"
+
+
+async def test_a_step_that_outlasts_the_grace_period_is_cut_off(tmp_path: Path) -> None:
+    """Slurm kills after its own time: the run ends before, and names the checkpoint that is left."""
+    config = make_config(run={"shutdown_s": 0.4}, checkpoint={"every_steps": 2, "background": False})
+    bench = Bench(config, tmp_path)
+
+    take = bench.learner.step
+
+    async def hang(samples: list[TrainingSample], *, step: int) -> StepReport:
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+            await anyio.sleep(3600)
+        return await take(samples, step=step)
+
+    bench.learner.step = hang  # type: ignore[method-assign]
+    with anyio.fail_after(20), pytest.raises(BaseExceptionGroup) as caught:
+        await bench.run()
+    error = first_cause(caught.value)
+    assert isinstance(error, StallDetected)
+    assert "run.shutdown_s" in str(error)
+    assert str(error).endswith("step_000002")
+
+
+async def test_a_stall_between_two_steps_writes_a_checkpoint(tmp_path: Path) -> None:
+    """The learner answers, so nothing of the run is lost: the last line names the folder."""
+    config = make_config(run={"stall_warn_s": 0.1, "stall_abort_s": 0.3}, checkpoint={"every_steps": 0})
+    bench = Bench(config, tmp_path)
+    bench.runner.duration_s = lambda ticket: 3600.0 if ticket.ordinal >= 8 else 0.0
+    with anyio.fail_after(20), pytest.raises(BaseExceptionGroup) as caught:
+        await bench.run()
+    error = first_cause(caught.value)
+    assert isinstance(error, StallDetected)
+    assert list(list_checkpoints(tmp_path / "checkpoints")) == [2]
+    last = str(error).splitlines()[-1]
+    assert last.startswith("no progress for ")
+    assert last.endswith("step_000002")
+    again = Bench(make_config(run={"max_steps": 4}), tmp_path)
+    assert await again.run(step=2, resume=True) == 0
+    assert sorted(bench.trained + again.trained) == [f"train-{i:07d}-00" for i in range(16)]
+
+
+async def test_a_stall_inside_a_step_writes_none(tmp_path: Path) -> None:
+    """The learner may or may not have taken the step: what it has now is no state of the run."""
+    config = make_config(
+        run={"stall_warn_s": 0.1, "stall_abort_s": 0.3}, checkpoint={"every_steps": 2, "background": False}
+    )
+    bench = Bench(config, tmp_path)
+    stage = bench.learner.stage
+
+    async def hang(version: int, probe_ids: list[int]) -> StagedWeights:
+        if version == 3:
+            await anyio.sleep(3600)
+        return await stage(version, probe_ids)
+
+    bench.learner.stage = hang  # type: ignore[method-assign]
+    with anyio.fail_after(20), pytest.raises(BaseExceptionGroup) as caught:
+        await bench.run()
+    assert list(list_checkpoints(tmp_path / "checkpoints")) == [2]
+    assert str(first_cause(caught.value)).endswith(
+        "--resume continues from " + str(tmp_path / "checkpoints/step_000002")
+    )
+
+
+def test_nohup_keeps_its_meaning() -> None:
+    """A hangup that the shell had ignored is no request to stop."""
+    assert signal.SIGHUP in wanted_signals()
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert signal.SIGHUP not in wanted_signals()
+    finally:
+        signal.signal(signal.SIGHUP, before)
