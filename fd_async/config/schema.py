@@ -228,7 +228,10 @@ class FeedbackTable(Table, frozen=True):
         Literal["pause", "fallback", "end"],
         _d("A provider that is down: wait and ask now and then, take `[fallback]` meanwhile, or end the run."),
     ] = "pause"
-    outage_after: Annotated[int, _d("Requests without an answer, one after another, before the provider is asked whether it is there.", gt=0)] = 8
+    outage_after: Annotated[
+        int,
+        _d("Requests without an answer, one after another, before the provider is asked whether it is there.", gt=0),
+    ] = 8
     outage_probe_s: Annotated[float, _d("Longest time between two questions during an outage, seconds.", gt=0)] = 30.0
     max_outage_s: Annotated[float, _d("An outage this long ends the run (`pause`), seconds.", gt=0)] = 3600.0
     max_usd: Annotated[float, _d("Spend that ends the run, US dollars; 0 sets none.", ge=0)] = 0.0
