@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from jinja2 import TemplateError
@@ -48,6 +49,8 @@ class Renderer:
         Raises:
             PreflightError: No usable tokenizer, or its chat template is not of the Qwen kind.
         """
+        # One text at a time: threads of the tokenizer's own only make its callers wait for each other.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         from transformers import AutoTokenizer
 
         try:

@@ -1,8 +1,9 @@
 """The three tools of one rollout: write a file, check it, search Mathlib.
 
-Owns the rollout's folder, where it has one; without, the files are in memory alone. Names are flat, links are never followed, and what is judged is the text remembered when
-it was written, so nothing can change it in between: the SHA-256 in the verdict is that of the bytes written. Text that
-cannot be written byte for byte is refused. The final verdict is that of the last file written.
+Owns the rollout's folder, where it has one; without, its files are in memory alone. Names are flat, links are never
+followed, and what is judged is the text remembered when it was written, so nothing can change it in between: the
+SHA-256 in the verdict is that of the bytes written. Text that cannot be written byte for byte is refused. The final
+verdict is that of the last file written.
 """
 
 from __future__ import annotations
