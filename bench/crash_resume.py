@@ -31,9 +31,9 @@ from typing import Any
 from msgspec import Struct
 
 from bench.common import emit, parser
-from bench.crashes.history import Bought, History, continued_tokens, look, read_history, rebought
+from bench.crashes.history import History, continued_tokens, read_history, rebought, recorded_answers
 from bench.crashes.life import KINDS, live, make_config
-from bench.crashes.seller import selling
+from bench.crashes.seller import sales, selling
 
 _STEPS = 8
 _DEATHS = (1, 1, 1, 1, 1, 1, 1, 2, 2, 3)
@@ -78,7 +78,7 @@ def kill_runs(folder: Path, runs: int, seed: int) -> list[Result]:
         references: dict[str, tuple[History, float]] = {}
         for kind in KINDS:
             config, run_dir = make_config(kind, _STEPS), folder / f"reference-{len(references)}"
-            outcome = live(config, run_dir, socket, kill_after_s=None)
+            outcome = live(config, run_dir, socket, 0, kill_after_s=None)
             if outcome.code:
                 raise RuntimeError(f"{kind}: an undisturbed run failed\n{(run_dir / 'console.txt').read_text()}")
             history, broken = read_history(run_dir, steps=_STEPS)
@@ -99,12 +99,12 @@ def kill_run(
     kind = rng.choice(list(KINDS))
     config, (reference, length_s) = make_config(kind, _STEPS), references[kind]
     run_dir = folder / f"run-{number}"
-    looks, deaths, continued = [Bought({}, frozenset())], rng.choice(_DEATHS), 0
-    kills = 0
+    recorded, deaths = list[frozenset[str]](), rng.choice(_DEATHS)
+    kills = continued = 0
     while True:
         kill_after_s = rng.uniform(0, length_s) if kills < deaths else None
-        outcome = live(config, run_dir, socket, kill_after_s=kill_after_s)
-        looks.append(look(folder, run_dir))
+        outcome = live(config, run_dir, socket, len(recorded), kill_after_s=kill_after_s)
+        recorded.append(recorded_answers(run_dir))
         if outcome.code == -9:
             kills += 1
             continued += continued_tokens(run_dir) if (run_dir / "ledger.db").exists() else 0
@@ -113,7 +113,7 @@ def kill_run(
             return _failed(kills, f"run {number} ({kind}) ended with {outcome.code}: {_tail(run_dir)}")
         if not kills:  # it was done before its moment came: the same again, sooner
             length_s *= 0.8
-            run_dir, looks = folder / f"{run_dir.name}-again", looks[:1]
+            run_dir, recorded = folder / f"{run_dir.name}-again", []
             continue
         break
     history, broken = read_history(run_dir, steps=_STEPS)
@@ -122,8 +122,7 @@ def kill_run(
         problems.append("it trained other attempts than the undisturbed run")
     if history.tokens != reference.tokens:
         problems.append(f"its tokens are {history.tokens}, of the undisturbed run {reference.tokens}")
-    again, cut_off = rebought(looks)
-    recorded = sum(history.tokens.values())
+    again, cut_off = rebought(sales(folder, run_dir.name), recorded)
     return Result(
         skipped=len(broken.skipped),
         repeated=len(broken.repeated),
@@ -131,8 +130,8 @@ def kill_run(
         cut_off_calls=cut_off,
         kills=kills,
         continued_tokens=continued,
-        resampled=history.sampled - recorded,
-        recorded=recorded,
+        resampled=history.sampled - sum(history.tokens.values()),
+        recorded=sum(history.tokens.values()),
         broken=[f"run {number} ({kind}): {problem}" for problem in problems],
     )
 

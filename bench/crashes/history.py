@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import shutil
 import sqlite3
 import tempfile
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ import msgspec
 from msgspec import Struct
 
 from bench.crashes.plans import PROMPT_IDS, plan
-from bench.crashes.seller import sales
 from bench.crashes.standins import read_state
 from fd_async.data.ledger import AttemptRecord, read_attempts
 from fd_async.learner.checkpoints import find_checkpoint, list_checkpoints
@@ -45,20 +45,11 @@ class Broken(Struct, frozen=True):
     """Anything else, in words."""
 
 
-class Bought(Struct, frozen=True):
-    """What was bought, and what of it the ledger had, when a process was gone."""
-
-    sold: dict[str, int]
-    recorded: frozenset[str]
-
-
-def look(folder: Path, run_dir: Path) -> Bought:
-    """Read the seller's book and the ledger of a run of which no process is left."""
-    recorded: frozenset[str] = frozenset()
-    if (run_dir / "ledger.db").exists():
-        rows = _rows(run_dir, "SELECT prompt_hash FROM feedback")
-        recorded = frozenset(key for (key,) in rows)
-    return Bought(dict(sales(folder, run_dir.name)), recorded)
+def recorded_answers(run_dir: Path) -> frozenset[str]:
+    """Return the questions whose answers the ledger of a run has; no process of the run is left."""
+    if not (run_dir / "ledger.db").exists():
+        return frozenset()
+    return frozenset(key for (key,) in _rows(run_dir, "SELECT prompt_hash FROM feedback"))
 
 
 def continued_tokens(run_dir: Path) -> int:
@@ -67,19 +58,21 @@ def continued_tokens(run_dir: Path) -> int:
     return int(rows[0][0]) if rows else 0
 
 
-def rebought(looks: list[Bought]) -> tuple[int, int]:
-    """Count over the deaths of a run: answers bought again, and answers that were on their way when a kill came.
+def rebought(sold: Sequence[Counter[str]], recorded: Sequence[frozenset[str]]) -> tuple[int, int]:
+    """Count over the lives of a run: answers bought again, and answers that were on their way when a kill came.
 
     An answer that was paid for and is not in the ledger when its buyer dies is lost with it: nobody can know of it.
     What the ledger has must never be bought again.
+
+    Args:
+        sold: for each life, what it bought how often.
+        recorded: what the ledger had after each life.
     """
     again = cut_off = 0
-    for before, after in itertools.pairwise(looks):
-        new = {key: count - before.sold.get(key, 0) for key, count in after.sold.items()}
-        again += sum(new.get(key, 0) for key in before.recorded)
-        bought = {key: count for key, count in new.items() if count and key not in before.recorded}
-        again += sum(count - 1 for count in bought.values())  # twice in one life
-        cut_off += sum(key not in after.recorded for key in bought)
+    for life, bought in enumerate(sold):
+        before = recorded[life - 1] if life else frozenset[str]()
+        again += sum(count if key in before else count - 1 for key, count in bought.items())
+        cut_off += sum(key not in recorded[life] for key in bought)
     return again, cut_off
 
 

@@ -71,7 +71,7 @@ def make_config(kind: str, steps: int) -> RunConfig:
     return msgspec.convert(tables, RunConfig)
 
 
-def live(config: RunConfig, run_dir: Path, socket: Path, *, kill_after_s: float | None) -> Outcome:
+def live(config: RunConfig, run_dir: Path, socket: Path, life: int, *, kill_after_s: float | None) -> Outcome:
     """Start or resume a run in a forked process, and wait for its end or bring it about."""
     started = time.monotonic()
     pid = os.fork()
@@ -82,7 +82,7 @@ def live(config: RunConfig, run_dir: Path, socket: Path, *, kill_after_s: float 
             log = os.open(run_dir / "console.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(log, 1)
             os.dup2(log, 2)
-            code = anyio.run(_run, config, run_dir, socket)
+            code = anyio.run(_run, config, run_dir, socket, life)
         except BaseException as error:
             sys.excepthook(type(error), error, error.__traceback__)
         finally:
@@ -98,12 +98,12 @@ def live(config: RunConfig, run_dir: Path, socket: Path, *, kill_after_s: float 
         time.sleep(0.001)
 
 
-async def _run(config: RunConfig, run_dir: Path, socket: Path) -> int:
+async def _run(config: RunConfig, run_dir: Path, socket: Path, life: int) -> int:
     stop = Stop(shutdown_s=config.run.shutdown_s)
-    return await stop.run(lambda: run_life(config, run_dir, socket, stop))
+    return await stop.run(lambda: run_life(config, run_dir, socket, stop, life))
 
 
-async def run_life(config: RunConfig, run_dir: Path, socket: Path, stop: Stop) -> int:
+async def run_life(config: RunConfig, run_dir: Path, socket: Path, stop: Stop, life: int = 0) -> int:
     """Start or resume a run in this process and return its exit code."""
     for folder in ("logs", "checkpoints"):
         (run_dir / folder).mkdir(exist_ok=True)
@@ -134,7 +134,7 @@ async def run_life(config: RunConfig, run_dir: Path, socket: Path, stop: Stop) -
                 learner=learner,  # type: ignore[arg-type]
                 renderer=renderer,
                 verifier=verifier,
-                provider=Buyer(socket, run_dir.name),
+                provider=Buyer(socket, run_dir.name, life),
                 ledger=ledger,
                 runner=runner,
                 order=StatementOrder(statements, 0),

@@ -33,10 +33,15 @@ def selling(folder: Path) -> Iterator[Path]:
         os.waitpid(pid, 0)
 
 
-def sales(folder: Path, run: str) -> Counter[str]:
-    """Return question -> number of times that a run bought its answer."""
-    path = folder / f"{run}.sales"
-    return Counter(path.read_text().split()) if path.exists() else Counter()
+def sales(folder: Path, run: str) -> list[Counter[str]]:
+    """Return for each life of a run: question -> number of times that it bought the answer."""
+    path, lives = folder / f"{run}.sales", list[Counter[str]]()
+    for line in path.read_text().splitlines() if path.exists() else ():
+        life, key = line.split()
+        while len(lives) <= int(life):
+            lives.append(Counter())
+        lives[int(life)][key] += 1
+    return lives
 
 
 async def _serve(folder: Path, socket: Path) -> None:
@@ -44,9 +49,9 @@ async def _serve(folder: Path, socket: Path) -> None:
         # A buyer that is killed hangs up: before it asked nothing was sold, afterwards its money is spent all the same.
         with suppress(anyio.EndOfStream, anyio.BrokenResourceError):
             async with stream:
-                run, key = (await stream.receive(4096)).decode().split()
+                run, life, key = (await stream.receive(4096)).decode().split()
                 with (folder / f"{run}.sales").open("a") as file:
-                    file.write(f"{key}\n")
+                    file.write(f"{life} {key}\n")
                 await anyio.sleep(random.uniform(*_ANSWER_S))
                 await stream.send(f"1. Do it. ({key})".encode())
 

@@ -181,8 +181,8 @@ class PlannedVerifier:
 class Buyer:
     """Buys feedback from the seller."""
 
-    def __init__(self, socket: Path, run: str) -> None:
-        self._socket, self._run = socket, run
+    def __init__(self, socket: Path, run: str, life: int) -> None:
+        self._socket, self._run, self._life = socket, run, life
         self._calls = 0
 
     def key(self, rollout: Rollout) -> str:
@@ -193,7 +193,7 @@ class Buyer:
         if is_refused(rollout.id):
             raise FeedbackRejected("no answer for this one")
         async with await anyio.connect_unix(self._socket) as stream:
-            await stream.send(f"{self._run} {self.key(rollout)}".encode())
+            await stream.send(f"{self._run} {self._life} {self.key(rollout)}".encode())
             text = (await stream.receive(4096)).decode()
         self._calls += 1
         return Feedback(rollout_id=rollout.id, text=text, provider="openai", prompt_hash=self.key(rollout), usd=0.01)
