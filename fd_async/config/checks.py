@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from msgspec import Struct
 
@@ -110,7 +111,11 @@ def _sandbox(config: RunConfig) -> Found:
 
 
 def _secrets(config: RunConfig) -> Found:
-    names = {"feedback.api_key_env": config.feedback.api_key_env, "verifier.api_key_env": config.verifier.api_key_env}
+    names = {
+        "policy.servers_key_env": config.policy.servers_key_env,
+        "feedback.api_key_env": config.feedback.api_key_env,
+        "verifier.api_key_env": config.verifier.api_key_env,
+    }
     for key, name in names.items():
         if name and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             yield (key,), "takes the NAME of an environment variable, never the key itself"
@@ -142,14 +147,14 @@ def _gpus(config: RunConfig) -> Found:
         is_one_machine = key == "policy.gpus" or not learner.hostfile
         if (is_one_machine and len(set(gpus)) < len(gpus)) or any(gpu < 0 for gpu in gpus):
             yield (key,), "must be different indices >= 0"
-    if bool(policy.gpus) != bool(learner.gpus):
+    if policy.engine == "local" and bool(policy.gpus) != bool(learner.gpus):
         yield ("policy.gpus", "learner.gpus"), "name GPUs for both, policy.gpus and learner.gpus, or for neither (CPU)"
     if (policy.push == "file") != bool(policy.push_dir):
         yield (
             ("policy.push_dir", "policy.push"),
             'policy.push = "file" needs it, a folder that learner and engine both see; nothing else reads it',
         )
-    if policy.push == "nccl" and not policy.gpus:
+    if policy.push == "nccl" and policy.engine == "local" and not policy.gpus:
         yield ("policy.push",), '"nccl" needs policy.gpus and learner.gpus; on CPU take "shm"'
     if policy.push == "nccl" and not learner.hostfile and set(policy.gpus) & set(learner.gpus):
         yield ("policy.push", "policy.gpus", "learner.gpus"), '"nccl" cannot join two processes on one GPU; take "shm"'
@@ -177,8 +182,28 @@ def _engine(config: RunConfig) -> Found:
         yield ("policy.servers", "policy.engine"), 'is read only where policy.engine = "servers"'
     if len(set(policy.servers)) < len(policy.servers):
         yield ("policy.servers",), "lists an address twice"
-    if any(not re.match(r"https?://[^/\s]+", url) for url in policy.servers):
-        yield ("policy.servers",), "every address must start with http:// or https:// and a host"
+    if any(not re.fullmatch(r"https?://[^/\s@?#]+/?", url) for url in policy.servers):
+        yield ("policy.servers",), "every address must be http:// or https://, a host and a port, and nothing else"
+
+
+def _pushes_to_servers(config: RunConfig) -> Found:
+    policy = config.policy
+    if policy.engine != "servers":
+        return
+    if policy.push == "nccl":
+        yield ("policy.push", "policy.engine"), 'servers take weights from files: "file", or "shm" on one machine'
+    away = [url for url in policy.servers if urlsplit(url).hostname not in ("localhost", "127.0.0.1", "::1")]
+    if policy.push == "shm" and away:
+        yield (
+            ("policy.push", "policy.servers"),
+            f'"shm" reaches only servers on this machine, {away[0]} is none: take "file" and set policy.push_dir to'
+            " a folder that all see",
+        )
+    if policy.data_parallel_size > 1:
+        yield (
+            ("policy.data_parallel_size", "policy.engine"),
+            "start one server for each engine and list all in policy.servers",
+        )
 
 
 def _times(config: RunConfig) -> Found:
@@ -212,6 +237,7 @@ _RULES = (
     _gpus,
     _evaluation,
     _engine,
+    _pushes_to_servers,
     _times,
     _alarms,
 )

@@ -25,10 +25,11 @@ def resolve(config: RunConfig) -> tuple[RunConfig, list[Problem]]:
     missing: list[Problem] = []
 
     def find(key: str, path: str, kind: str) -> str:
-        for place in (Path(path).expanduser(), CHECKOUT / path):
-            if place.is_dir() if kind == "folder" else place.is_file():
+        for place in (_expanded(path), CHECKOUT / path):
+            if _is_folder(place) if kind == "folder" else _is_file(place):
                 return path if place == Path(path) else str(place)
-        missing.append(Problem(config, (key,), f"there is no {kind} {path}{_suggest(path)}"))
+        shown = path if len(path) <= 300 else f"{path[:300]}..."
+        missing.append(Problem(config, (key,), f"there is no {kind} {shown}{_suggest(path)}"))
         return path
 
     data, model = config.data, config.model
@@ -48,15 +49,45 @@ def resolve(config: RunConfig) -> tuple[RunConfig, list[Problem]]:
 
 def is_hub_id(path: str) -> bool:
     """True where `model.path` names a model on the Hugging Face hub and not a local folder."""
-    return _HUB_ID.fullmatch(path) is not None and not Path(path).is_dir() and not (CHECKOUT / path).is_dir()
+    return _HUB_ID.fullmatch(path) is not None and not _is_folder(Path(path)) and not _is_folder(CHECKOUT / path)
 
 
 def _suggest(path: str) -> str:
+    if len(path) > 300:
+        return ""
     for folder in (Path(path).parent, CHECKOUT / Path(path).parent):
-        if folder.is_dir():
-            found = difflib.get_close_matches(Path(path).name, [entry.name for entry in folder.iterdir()], n=1)
+        if _is_folder(folder):
+            found = difflib.get_close_matches(Path(path).name, _names_in(folder), n=1)
             return f"; did you mean {Path(path).parent / found[0]}?" if found else ""
     return f", nor a folder {Path(path).parent}"
+
+
+def _names_in(folder: Path) -> list[str]:
+    try:
+        return [entry.name for entry in folder.iterdir()]
+    except OSError:  # not ours to read
+        return []
+
+
+def _expanded(path: str) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # `~` of nobody
+        return Path(path)
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a name too long, a folder that we may not look into
+        return False
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def project_of(table: Verifier) -> Path:

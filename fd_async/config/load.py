@@ -22,7 +22,7 @@ from msgspec import Struct
 from fd_async.config import checks, files
 from fd_async.config.describe import Key, keys, tables
 from fd_async.config.schema import RunConfig
-from fd_async.config.source import Source, read_toml
+from fd_async.config.source import BEYOND_TOML, Source, read_toml
 from fd_async.errors import ConfigError
 
 
@@ -119,7 +119,7 @@ def parse_value(text: str) -> Any:
     """Parse the right side of a TOML assignment; anything that is not TOML is text."""
     try:
         parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, *BEYOND_TOML):
         return text
     return parsed["value"] if parsed.keys() == {"value"} else text
 
@@ -168,8 +168,8 @@ def _line(problem: checks.Problem, values: Mapping[str, Value], path: Path) -> s
 def _show(value: Any) -> str:
     try:
         text = json.dumps(msgspec.to_builtins(value), ensure_ascii=False)
-    except (TypeError, ValueError):
-        text = str(value)
+    except (TypeError, ValueError, RecursionError):
+        text = f"a {type(value).__name__}"
     return text if len(text) <= 80 else text[:77] + "..."
 
 

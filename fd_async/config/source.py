@@ -15,6 +15,17 @@ _KEY = re.compile(r"\s*([A-Za-z0-9_-]+)\s*=")
 _AT_LINE = re.compile(r"\s*\(at line (\d+), column \d+\)")
 
 
+BEYOND_TOML = (RecursionError, ValueError, OverflowError)
+"""What `tomllib` raises where the text is TOML, or nearly, and its values are beyond Python."""
+
+
+def beyond(error: Exception) -> str:
+    """Say which value a BEYOND_TOML error is about, as far as that is known."""
+    if isinstance(error, RecursionError):
+        return "values or tables inside one another beyond all measure"
+    return "a number or a date that no key can hold"
+
+
 class Source(Struct, frozen=True):
     """A parsed file; `lines` maps (table, key) and (table, "") to line numbers from 1."""
 
@@ -43,6 +54,8 @@ def read_toml(path: Path, problems: list[str]) -> Source:
         line = _AT_LINE.search(str(error))
         where = f"{path}:{line[1]}" if line else str(path)
         problems.append(f"{where}: not valid TOML: {_AT_LINE.sub('', str(error))}")
+    except BEYOND_TOML as error:
+        problems.append(f"{path}: not valid TOML: {beyond(error)}")
     return Source(path, {}, {})
 
 
