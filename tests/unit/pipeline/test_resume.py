@@ -54,3 +54,29 @@ def test_a_changed_configuration_is_named_and_the_old_one_kept(tmp_path: Path) -
     assert running._keep_config(path, second) == ["learner.prompts_per_step", "run.max_steps"]
     assert path.read_text() == second
     assert (tmp_path / "config.before.toml").read_text() == first
+
+
+@pytest.mark.parametrize("damage", ["no manifest", "torn manifest", "torn shard", "missing shard"])
+async def test_the_newest_complete_checkpoint_is_taken_and_the_damaged_one_named(tmp_path: Path, damage: str) -> None:
+    """Whatever a kill or a full disk left of the newest one; `latest` may point anywhere."""
+    good, bad = await checkpoint(tmp_path, 2), await checkpoint(tmp_path, 4)
+    (tmp_path / "checkpoints" / "latest").write_text("step_000099\n")
+    if damage == "no manifest":
+        (bad / "manifest.json").unlink()
+    elif damage == "torn manifest":
+        (bad / "manifest.json").write_bytes((bad / "manifest.json").read_bytes()[:20])
+    elif damage == "torn shard":
+        (bad / "state").write_text("sta")
+    else:
+        (bad / "state").unlink()
+    found, (note,) = running._checkpoint_to_resume(tmp_path, True)
+    assert found == good
+    assert note.startswith(str(bad))
+    assert note.endswith("continuing from step_000002, the newest complete one")
+
+
+async def test_what_a_kill_left_of_a_checkpoint_is_no_checkpoint(tmp_path: Path) -> None:
+    """A folder under its temporary name is neither taken nor named."""
+    good = await checkpoint(tmp_path, 2)
+    (tmp_path / "checkpoints" / ".step_000004.tmp").mkdir()
+    assert running._checkpoint_to_resume(tmp_path, True) == (good, [])
