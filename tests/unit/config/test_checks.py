@@ -52,6 +52,7 @@ def test_a_bad_combination_is_refused_with_what_to_change(base: Path, given: str
     assert line.startswith(f"--set: {given.split('=')[0]} = ")
 
 
+SERVERS = ["policy.engine=servers", 'policy.servers=["http://127.0.0.1:8000"]']
 GPUS = ["policy.gpus=[0]", "learner.gpus=[1]"]
 
 
@@ -67,6 +68,11 @@ GPUS = ["policy.gpus=[0]", "learner.gpus=[1]"]
         (["feedback.type=lean_output", "feedback.text=hello"], "constant"),
         (["alarms.action=rollback", "checkpoint.every_steps=0"], "checkpoints to go back to"),
         (["verifier.backend=kimina", "verifier.url=host:1"], "http://"),
+        ([*SERVERS, "policy.push=nccl"], "take weights from files"),
+        ([*SERVERS, 'policy.servers=["http://node1:8000"]'], "http://node1:8000 is none"),
+        ([*SERVERS, 'policy.servers=["http://me:secret@localhost:8000"]'], "nothing else"),
+        ([*SERVERS, "policy.data_parallel_size=2"], "one server for each engine"),
+        ([*SERVERS, "policy.servers_key_env=sk-123"], "NAME of an environment variable"),
     ],
 )
 def test_several_keys_may_disagree(base: Path, sets: list[str], said: str) -> None:
@@ -79,6 +85,9 @@ def test_several_keys_may_disagree(base: Path, sets: list[str], said: str) -> No
     "sets",
     [
         [*GPUS, "policy.push=nccl"],
+        SERVERS,
+        [*SERVERS, "learner.gpus=[0]"],
+        [*SERVERS, 'policy.servers=["http://n:1", "https://m:2/"]', "policy.push=file", "policy.push_dir=/shared"],
         ["algorithm.type=grpo", "rollout.samples_per_prompt=5", "feedback.type=anthropic"],
         ["run.mode=sync"],
         ["feedback.text="],
