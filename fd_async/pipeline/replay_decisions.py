@@ -93,7 +93,7 @@ Batch = dict[int, Group[None]]
 
 
 def _admitted(buffer: RolloutBuffer[None], event: Event, batch: Batch) -> Batch:
-    if _at_once(buffer.admit(int(event.subject))) != event.value:
+    if buffer.capacity <= 0 or _at_once(buffer.admit(int(event.subject))) != event.value:
         raise _WouldWait
     return batch
 
@@ -115,6 +115,8 @@ def _dropped(buffer: RolloutBuffer[None], event: Event, batch: Batch) -> Batch:
 
 
 def _cut(buffer: RolloutBuffer[None], event: Event, batch: Batch) -> Batch:
+    if not buffer.is_cuttable:
+        raise _WouldWait
     return {group.ordinal: group for group in _at_once(buffer.cut())}
 
 
@@ -142,17 +144,12 @@ _PLAYERS = {
 
 
 def _at_once(operation: Coroutine[Any, Any, Result]) -> Result:
-    """Run what does not wait.
-
-    Raises:
-        _WouldWait: it does.
-    """
+    """Run what does not wait, in a thread that has no event loop."""
     try:
         operation.send(None)
     except StopIteration as end:
         return end.value
-    operation.close()
-    raise _WouldWait
+    raise AssertionError("the queue waits where it need not")
 
 
 def _ordinals(event: Event) -> list[int]:
