@@ -31,19 +31,20 @@ def evaluate(config: RunConfig, source: Path | None, *, log_dir: Path) -> list[S
     Raises:
         KeyboardInterrupt: a signal ended it.
     """
-    return anyio.run(_evaluate_until_signal, config, source, log_dir, backend_options={"use_uvloop": True})
+    results = anyio.run(_evaluate_until_signal, config, source, log_dir, backend_options={"use_uvloop": True})
+    if results is None:
+        raise KeyboardInterrupt
+    return results
 
 
-async def _evaluate_until_signal(config: RunConfig, source: Path | None, log_dir: Path) -> list[SuiteResult]:
+async def _evaluate_until_signal(config: RunConfig, source: Path | None, log_dir: Path) -> list[SuiteResult] | None:
     results: list[SuiteResult] = []
 
     async def work() -> int:
         results.extend(await _evaluate(config, source, log_dir))
         return 0
 
-    if await Stop().run(work):
-        raise KeyboardInterrupt
-    return results
+    return None if await Stop().run(work) else results
 
 
 async def _evaluate(config: RunConfig, source: Path | None, log_dir: Path) -> list[SuiteResult]:

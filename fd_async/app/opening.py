@@ -72,7 +72,7 @@ async def open_lasting(
     )
 
     def on_event(kind: str, text: str) -> None:
-        progress.message(text)
+        progress.message(f"{kind.replace('_', ' ')}: {text}")
         observers.event(kind, text)
 
     serving = serve(config, renderer, run_dir / "logs", on_event=on_event) if engine is None else nullcontext(engine)
