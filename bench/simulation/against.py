@@ -18,7 +18,7 @@ from bench.simulation.plans import Turn
 from bench.simulation.recorded import Recording, read_recording, slowdown_of_learner
 from bench.simulation.standins import FeedbackFigures, LeanFigures, SimulatedLearner
 from bench.simulation.world import Figures, Setting, World, load_figures, run_world
-from fd_async.types import StagedWeights, StepReport, TrainingSample
+from fd_async.types import StepReport, TrainingSample
 
 _TURN_S = 0.01
 """How often the learner looks whether the engine is at work beside it."""
@@ -64,12 +64,10 @@ class RecordedLearner(SimulatedLearner):
         self.busy_s += anyio.current_time() - started
         return StepReport(step=step, metrics={"loss": 1.0})
 
-    async def stage(self, version: int, probe_ids: list[int]) -> StagedWeights:
-        """Take what a step took beyond learning and the stall of its push."""
+    def seconds_to_stage(self, version: int) -> float:
+        """Return what a step took beyond learning and the stall of its push."""
         index = max(0, version - 1) % len(self._alone_s)
-        staged = await super().stage(version, probe_ids)
-        await anyio.sleep(self._recording.stage_s[index] + self._recording.rest_s[index])
-        return staged
+        return self._recording.stage_s[index] + self._recording.rest_s[index]
 
     def _set_busy(self, is_busy: bool) -> None:
         for gpu in self._engine.gpus:

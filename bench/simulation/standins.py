@@ -62,7 +62,7 @@ class SimulatedRenderer:
         return [0] * max(2, round(self._plans.prompt_tokens(statement.name) / self._grain))
 
     def teacher_prompt(self, statement: Statement, feedback: str, max_feedback_tokens: int) -> list[int]:
-        return self.student_prompt(statement) + [1] * self._feedback_ids
+        return self.student_prompt(statement) + [1] * (self._feedback_ids if feedback.strip() else 0)
 
     def decode(self, ids: list[int]) -> str:
         ticket, turn = self._engine.codes[ids[0]]
@@ -198,12 +198,16 @@ class SimulatedLearner:
 
     async def stage(self, version: int, probe_ids: list[int]) -> StagedWeights:
         """Gather the weights."""
-        self.busy_s += self._figures.stage_s
-        await anyio.sleep(self._figures.stage_s)
+        seconds = self.seconds_to_stage(version)
+        self.busy_s += seconds
+        await anyio.sleep(seconds)
         return StagedWeights(
             version=version, path="", names=[], dtypes=[], shapes=[], offsets=[], num_bytes=0,
             block_bytes=0, sha256=[], probe_ids=probe_ids, probe_logprobs=[],
         )  # fmt: skip
+
+    def seconds_to_stage(self, version: int) -> float:
+        return self._figures.stage_s
 
     async def send(self, staged: StagedWeights, sender: str, num_workers: int) -> None:
         return None
