@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import anyio
 
@@ -17,7 +17,7 @@ _SIGNAL_FOLLOWS_S = 1.0
 
 
 @asynccontextmanager
-async def beside(*services: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+async def beside(*services: Callable[[], Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
     """Run services for the length of the block. What the block raises comes out as it is, with no group around it."""
     failure: Exception | None = None
     async with anyio.create_task_group() as group:

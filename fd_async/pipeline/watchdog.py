@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import os
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -73,8 +72,7 @@ class Watchdog:
         while not self._closed.wait(self._tick_s):
             if armed_s > self._limit_s / 4:
                 armed_s = 0.0
-                with contextlib.suppress(ValueError, AttributeError, OSError):  # stderr may be closed or no file
-                    faulthandler.dump_traceback_later(self._limit_s + _NATIVE_S, exit=True, file=sys.__stderr__)
+                faulthandler.dump_traceback_later(self._limit_s + _NATIVE_S, exit=True, file=2)
             armed_s += self._tick_s
             self._silent_s = 0.0 if self._beaten.is_set() else self._silent_s + self._tick_s
             self._beaten.clear()

@@ -139,6 +139,7 @@ async def test_what_fails_on_the_way_out_does_not_change_the_exit_code() -> None
             await anyio.sleep_forever()
         finally:
             raise RuntimeError("cut off")
+        return 0
 
     with anyio.fail_after(10):
         assert await stop.run(work) == 130
