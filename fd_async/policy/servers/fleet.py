@@ -112,7 +112,7 @@ class Fleet:
                 salvage(partial)
             raise
         finally:
-            del self._samplings[request_id]
+            self._samplings.pop(request_id, None)
 
     def partial(self, request_id: str) -> Completion | None:
         """See `Engine.partial`."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
+from functools import partial
 
 import anyio
 from msgspec import Struct
@@ -45,53 +46,45 @@ async def push_to_all(
             member.pushing.acquire_nowait()
             stack.callback(member.pushing.release)
         try:
-            ready = await _prepare_all(targets, weights, config, results)
-            await _take_all(ready, weights, config, results)
+            await _at_all(targets, partial(prepare, weights=weights, config=config), results, lose)
+            prepared = time.perf_counter()
+            ready = [member for member in targets if member not in results]
+            await _at_all(ready, partial(_take, weights=weights, config=config, prepared=prepared), results, lose)
         finally:
             for member in targets:
-                error = results.get(member)
-                if isinstance(error, Exception) and not isinstance(error, PushRefused):
-                    lose(member, str(error))
-                elif not member.verified.is_set():
+                if not member.verified.is_set():
                     lose(member, "a push to it was given up")
     return results
 
 
-async def _prepare_all(
-    targets: list[Member], weights: Weights, config: Policy, results: dict[Member, Taken | Exception]
-) -> list[Member]:
-    ready: list[Member] = []
-
-    async def get_ready(member: Member) -> None:
-        try:
-            await prepare(member, weights, config)
-            ready.append(member)
-        except FAILURES as error:
-            results[member] = error
-
-    async with anyio.create_task_group() as group:
-        for member in targets:
-            group.start_soon(get_ready, member)
-    return ready
-
-
-async def _take_all(
-    ready: list[Member], weights: Weights, config: Policy, results: dict[Member, Taken | Exception]
+async def _at_all(
+    members: list[Member],
+    step: Callable[[Member], Awaitable[Taken | None]],
+    results: dict[Member, Taken | Exception],
+    lose: Callable[[Member, str], None],
 ) -> None:
-    prepared = time.perf_counter()
+    """Do a step at all servers side by side, and note what ends a server's push."""
 
-    async def take(member: Member) -> None:
+    async def one(member: Member) -> None:
         try:
-            stall = await commit(member, weights, config)
-            began = time.perf_counter()
-            max_abs = await verify(member, weights, config)
-            results[member] = Taken(prepared, stall.stall_s, stall.commit_s, time.perf_counter() - began, max_abs)
+            taken = await step(member)
+            if taken is not None:
+                results[member] = taken
         except FAILURES as error:
             results[member] = error
+            if not isinstance(error, PushRefused):
+                lose(member, str(error))
 
     async with anyio.create_task_group() as group:
-        for member in ready:
-            group.start_soon(take, member)
+        for member in members:
+            group.start_soon(one, member)
+
+
+async def _take(member: Member, weights: Weights, config: Policy, prepared: float) -> Taken:
+    stall = await commit(member, weights, config)
+    began = time.perf_counter()
+    max_abs = await verify(member, weights, config)
+    return Taken(prepared, stall.stall_s, stall.commit_s, time.perf_counter() - began, max_abs)
 
 
 def report(weights: Weights, took: list[Taken], began: float) -> PushReport:

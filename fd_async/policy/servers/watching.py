@@ -21,6 +21,8 @@ from fd_async.policy.servers.wire import Down, Unsuited
 
 _LOOK_S = 1.0
 _FIRST_RETRY_S, _LONGEST_RETRY_S = 0.5, 15.0
+_STEADY_S = 30.0
+"""A server that fails again before has to wait twice as long as the last time."""
 _CHECK_IDS = [1, 2]
 _ADVICE = "start it with bin/fd-serve and this run's configuration (docs/servers.md)"
 log = structlog.get_logger(__name__)
@@ -45,11 +47,17 @@ class Watcher:
 
     async def watch(self, member: Member) -> None:
         """Look after one server until cancelled."""
-        retry_s = _FIRST_RETRY_S
+        retry_s, joined = _FIRST_RETRY_S, None
         while True:
-            serves = await self._attend(member)
-            retry_s = _FIRST_RETRY_S if serves else min(2 * retry_s, _LONGEST_RETRY_S)
-            await anyio.sleep(_LOOK_S if serves else retry_s)
+            if await self._attend(member):
+                joined = anyio.current_time() if joined is None else joined
+                if anyio.current_time() - joined > _STEADY_S:
+                    retry_s = _FIRST_RETRY_S
+                await anyio.sleep(_LOOK_S)
+            if member.state != "serving":
+                joined = None
+                await anyio.sleep(retry_s)
+                retry_s = min(2 * retry_s, _LONGEST_RETRY_S)
 
     async def admit(self, member: Member) -> None:
         """Find out what a server is, and have it serve if it may.
@@ -206,13 +214,14 @@ class Watcher:
 
     @contextmanager
     def _deadline(self, what: str) -> Iterator[None]:
-        """Bound a question by `policy.heartbeat_s`."""
-        limit = self._policy.heartbeat_s or None
+        """Bound a question by `policy.heartbeat_s`; where that is 0, still by something."""
+        key = "heartbeat_s" if self._policy.heartbeat_s else "push_timeout_s"
+        limit = getattr(self._policy, key)
         try:
             with anyio.fail_after(limit):
                 yield
         except TimeoutError as error:
-            raise Down(f"no answer to {what} within policy.heartbeat_s = {limit:g} s") from error
+            raise Down(f"no answer to {what} within policy.{key} = {limit:g} s") from error
 
     def _say(self, kind: str, text: str) -> None:
         log.info(kind, text=text)

@@ -24,6 +24,8 @@ from msgspec import Struct
 from fd_async.errors import AlignmentError, EngineError
 
 _CONNECT_S = 5.0
+_KEEP_ALIVE_S = 2.0
+"""Below the 5 s after which vLLM closes an idle connection, lest one is used as it closes."""
 _MAX_EVENT_BYTES = 1 << 26
 _REPLY_CHARS = 300
 _STREAM_TOKENS = 16
@@ -223,7 +225,7 @@ class Link:
 def make_session(key: str, per_server: int) -> aiohttp.ClientSession:
     """Open a session that keeps at most so many connections to each server; the key goes with every request."""
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, limit_per_host=per_server),
+        connector=aiohttp.TCPConnector(limit=0, limit_per_host=per_server, keepalive_timeout=_KEEP_ALIVE_S),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S),
         headers={"authorization": f"Bearer {key}"} if key else {},
     )
