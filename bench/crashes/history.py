@@ -122,7 +122,7 @@ def _problem(record: AttemptRecord) -> str:
 
 def _accounts(run_dir: Path, train: list[AttemptRecord], steps: int) -> list[str]:
     rows = read_rows(run_dir / "metrics.jsonl")
-    problems = [f"the accounts of step {row['step']} do not close" for row in rows if not _closes(row)]
+    problems = [f"the accounts of step {row['step']} do not close" for row in rows if not closes(row)]
     if [row["step"] for row in rows] != list(range(1, steps + 1)):
         problems.append("metrics.jsonl has not one row per step")
     trained = sum(record.rollout.num_sampled_tokens for record in train if record.outcome == "trained")
@@ -135,7 +135,8 @@ def _accounts(run_dir: Path, train: list[AttemptRecord], steps: int) -> list[str
     return problems
 
 
-def _closes(row: dict[str, Any]) -> bool:
+def closes(row: dict[str, Any]) -> bool:
+    """Say whether every generated token of a metrics row is trained, queued or dropped."""
     return row["tokens/generated"] == row["tokens/trained"] + row["tokens/queued"] + row["tokens/dropped"]
 
 

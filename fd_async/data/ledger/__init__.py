@@ -15,7 +15,7 @@ what it records may have cost money. An attempt under way has one row that is re
 transaction that records its end. One process writes at a time; others may read.
 """
 
-from fd_async.data.ledger.reading import AttemptRecord, read_attempts
+from fd_async.data.ledger.reading import AttemptRecord, is_empty, read_attempts
 from fd_async.data.ledger.writer import Ledger, QueuedRollout, open_ledger
 
-__all__ = ["AttemptRecord", "Ledger", "QueuedRollout", "open_ledger", "read_attempts"]
+__all__ = ["AttemptRecord", "Ledger", "QueuedRollout", "is_empty", "open_ledger", "read_attempts"]

@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from fd_async.data.ledger.files import reading
 from fd_async.data.ledger.packing import unpack_rollout
+from fd_async.errors import LedgerError
 from fd_async.types import Feedback, Rollout
 
 _feedback = msgspec.msgpack.Decoder(Feedback)
@@ -29,6 +30,18 @@ class AttemptRecord(Struct, frozen=True, kw_only=True):
     token_texts: list[str] | None = None
     token_deltas: list[float] | None = None
     """log p_teacher - log p_student per completion token, 0.0 where not sampled."""
+
+
+def is_empty(path: Path) -> bool:
+    """Say whether a ledger holds no attempt, whole or under way, and no spend; False where it cannot be read."""
+    if not path.stat().st_size:
+        return True
+    try:
+        with reading(path) as db:
+            tables = ("rollouts", "partials", "spend")
+            return not any(db.execute(f"SELECT EXISTS(SELECT 1 FROM {table})").fetchone()[0] for table in tables)
+    except LedgerError:
+        return False
 
 
 def read_attempts(path: Path, limit: int) -> list[AttemptRecord]:

@@ -6,6 +6,7 @@ import sqlite3
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -25,6 +26,8 @@ log = structlog.get_logger(__name__)
 _pack = msgspec.msgpack.encode
 _feedback = msgspec.msgpack.Decoder(Feedback)
 _verdict = msgspec.msgpack.Decoder(Verdict)
+_PARTIALS_AT_ONCE = 64
+"""Per transaction, so that other writes need not wait until thousands are packed."""
 Write = Callable[[sqlite3.Connection], None]
 
 
@@ -77,22 +80,20 @@ class Ledger:
     async def put_partials(self, partials: Sequence[PartialRollout]) -> None:
         """Record how far attempts under way have come, in place of what was recorded of them before."""
 
-        def write(db: sqlite3.Connection) -> None:
+        def write(db: sqlite3.Connection, some: Sequence[PartialRollout]) -> None:
             db.executemany(
                 "INSERT OR REPLACE INTO partials SELECT ?,?,?,? WHERE NOT EXISTS (SELECT 1 FROM rollouts WHERE id=?)",
-                ((p.id, p.num_sampled_tokens, *pack(p), p.id) for p in partials),
+                ((p.id, p.num_sampled_tokens, *pack(p), p.id) for p in some),
             )
 
-        if partials:
-            await self._write(write)
+        for start in range(0, len(partials), _PARTIALS_AT_ONCE):
+            await self._write(partial(write, some=partials[start : start + _PARTIALS_AT_ONCE]))
 
     async def discard_partial(self, rollout_id: str, cause: str) -> None:
         """Forget an attempt under way that cannot go on; its tokens count as dropped by `cause`."""
 
         def write(db: sqlite3.Connection) -> None:
-            move = (
-                "INSERT INTO discards (id, cause, sampled_tokens) SELECT id,?,sampled_tokens FROM partials"
-            )
+            move = "INSERT INTO discards (id, cause, sampled_tokens) SELECT id,?,sampled_tokens FROM partials"
             db.execute(f"{move} WHERE id=?", (cause, rollout_id))
             db.execute("DELETE FROM partials WHERE id=?", (rollout_id,))
 

@@ -1,0 +1,225 @@
+"""The same with everything real: `python -m fd_async.cli run` on configs/tiny_fd.toml, killed and resumed.
+
+vLLM samples, the small checker judges, DeepSpeed learns; feedback is bought over HTTP from a server that outlives the
+runs. What is sampled differs from run to run, so a run is compared with what must hold of any: every ordinal once, no
+answer bought that the ledger had, closed accounts, and nothing of a dead process left.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psutil
+
+from bench.crashes.history import closes, continued_tokens, rebought
+from fd_async.cli.commands import STARTED
+from fd_async.data.ledger import AttemptRecord, read_attempts
+from fd_async.telemetry.sinks import read_rows
+
+_ROOT = Path(__file__).parents[2]
+_STEPS, _BATCH = 6, 8
+_LIMIT_S = 400.0
+_GONE_S = 30.0
+_ADVICE = "Read the goal once more, and then try the tactic that its shape asks for."
+_SETS = {
+    "run.max_steps": _STEPS,
+    "learner.prompts_per_step": _BATCH,
+    "admission.max_staleness": 1,
+    "checkpoint.every_steps": 2,
+    "eval.every_steps": 0,
+    "eval.at_start": "false",
+    "eval.at_end": "false",
+    "rollout.record_every_s": 0.5,
+    "telemetry.console": '"lines"',
+    "feedback.type": '"openai"',
+    "feedback.model": '"stand-in"',
+    "feedback.api_key_env": '""',
+}
+
+
+def kill_real_runs(runs: int, seed: int) -> dict[str, Any]:
+    """Run once undisturbed for the length, then kill and resume `runs` times; return the figures."""
+    results = []
+    with tempfile.TemporaryDirectory(prefix="fd-crashes-") as name, _Seller() as seller:
+        folder = Path(name)
+        started = time.monotonic()
+        code = _live(folder, "undisturbed", seller, resume=False, kill_after_s=None)
+        length_s = time.monotonic() - started
+        if code:
+            raise RuntimeError(f"an undisturbed run ended with {code}: {_console(folder, 'undisturbed')}")
+        for number in range(runs):
+            rng = random.Random(f"{seed} {number}")
+            results += [_kill_run(folder, f"run-{number}", seller, rng, length_s)]
+    summed = {key: sum(result[key] for result in results) for key in results[0] if key not in ("broken", "killed_at")}
+    broken = [problem for result in results for problem in result["broken"]]
+    killed_at = [second for result in results for second in result["killed_at"]]
+    return {"runs": runs, **summed, "broken": broken, "killed_at_s": killed_at, "length_s": round(length_s, 1)}
+
+
+def _kill_run(folder: Path, name: str, seller: _Seller, rng: random.Random, length_s: float) -> dict[str, Any]:
+    """Kill one run once or twice, let it end, and look at what is left."""
+    run_dir = folder / name
+    recorded: list[frozenset[str]] = []
+    deaths, continued = rng.choice((1, 1, 2)), 0
+    killed_at: list[float] = []
+    problems: list[str] = []
+    while True:
+        kill_after_s = rng.uniform(0, length_s) if len(killed_at) < deaths else None
+        seller.life = len(recorded)
+        resume = any((run_dir / file).exists() for file in STARTED)
+        code = _live(folder, name, seller, resume=resume, kill_after_s=kill_after_s)
+        recorded.append(_answers(run_dir))
+        problems += [f"after life {len(recorded)}: {left}" for left in _leftovers()]
+        if code != -signal.SIGKILL or kill_after_s is None:
+            break
+        killed_at.append(round(kill_after_s, 1))
+        continued += continued_tokens(run_dir) if (run_dir / "ledger.db").exists() else 0
+    if code:
+        problems.append(f"it ended with {code}: {_console(folder, name)}")
+    again, cut_off = rebought(seller.sales(name), recorded)
+    records = [r for r in read_attempts(run_dir / "ledger.db", 10**6) if r.rollout.purpose == "train"]
+    trained = Counter(record.rollout.ordinal for record in records if record.outcome == "trained")
+    ended = {record.rollout.ordinal for record in records if record.outcome != "queued"}
+    skipped = sorted(set(range(max(ended, default=-1) + 1)) - ended)
+    rows = read_rows(run_dir / "metrics.jsonl")
+    problems += _problems(records, rows, trained)
+    return {
+        "skipped": len(skipped),
+        "repeated": sum(count > 1 for count in trained.values()),
+        "rebought": again,
+        "cut_off_calls": cut_off,
+        "kills": len(killed_at),
+        "continued_tokens": continued,
+        "broken": [f"{name}: {problem}" for problem in problems],
+        "killed_at": killed_at,
+    }
+
+
+def _problems(records: list[AttemptRecord], rows: list[dict[str, Any]], trained: Counter[int]) -> list[str]:
+    problems = []
+    if [row["step"] for row in rows] != list(range(1, _STEPS + 1)):
+        problems.append(f"metrics.jsonl has the steps {[row['step'] for row in rows]}")
+    if len(trained) != _STEPS * _BATCH:
+        problems.append(f"{len(trained)} prompts were trained, not {_STEPS * _BATCH}")
+    problems += [f"the accounts of step {row['step']} do not close" for row in rows if not closes(row)]
+    # An attempt that went on from the wrong tokens would not have the probabilities that it was sampled with.
+    worst = max((abs(row["policy/mismatch_kl"]) for row in rows), default=0.0)
+    if not worst < 1e-2:
+        problems.append(f"engine and learner differ by {worst:.2g} nats per token")
+    for record in records:
+        covered = sum(span.end - span.start for span in record.rollout.spans)
+        if covered != record.rollout.num_sampled_tokens:
+            problems.append(f"{record.rollout.id}: its spans are not what it sampled")
+    return problems
+
+
+def _live(folder: Path, name: str, seller: _Seller, *, resume: bool, kill_after_s: float | None) -> int:
+    """Start or resume a run with the command of users; return its exit code, -9 after a kill."""
+    sets = _SETS | {"run.dir": f'"{folder}"', "feedback.base_url": f'"{seller.address}/{name}/v1"'}
+    command = [sys.executable, "-m", "fd_async.cli", "run", "--config", "configs/tiny_fd.toml", "--run", name]
+    command += ["--resume"] if resume else []
+    for key, value in sets.items():
+        command += ["--set", f"{key}={value}"]
+    environment = os.environ | {"OPENAI_API_KEY": "none", "PYTHONPATH": str(_ROOT)}
+    with (folder / f"{name}.out").open("a") as log:
+        process = subprocess.Popen(
+            command, cwd=_ROOT, stdout=log, stderr=log, start_new_session=True, env=environment, text=True
+        )
+    try:
+        code = process.wait(kill_after_s if kill_after_s is not None else _LIMIT_S)
+    except subprocess.TimeoutExpired:
+        family = psutil.Process(process.pid).children(recursive=True)
+        process.kill()  # the controller alone: whatever it started must notice by itself
+        code = process.wait()
+        _, alive = psutil.wait_procs(family, timeout=_GONE_S)
+        if alive:
+            raise RuntimeError(f"{name}: processes outlive the run that was killed: {alive}") from None
+    return code
+
+
+def _leftovers() -> list[str]:
+    """Return shared memory that nobody has; folders are swept by the next run of their kind."""
+    return [str(path) for path in Path("/dev/shm").glob("fd_async-*")]
+
+
+def _console(folder: Path, name: str) -> str:
+    return (folder / f"{name}.out").read_text()[-400:]
+
+
+def _answers(run_dir: Path) -> frozenset[str]:
+    """Return the names of the answers that the ledger has; the seller puts one into each."""
+    if not (run_dir / "ledger.db").exists():
+        return frozenset()
+    records = read_attempts(run_dir / "ledger.db", 10**6)
+    texts = [record.feedback.text for record in records if record.feedback]
+    return frozenset(match[1] for text in texts if (match := re.search(r"\(answer (\w+)\)", text)))
+
+
+class _Seller:
+    """Speaks OpenAI's chat completions; the path names the run, and every sale is kept."""
+
+    def __init__(self) -> None:
+        self.life = 0
+        self._sales: dict[str, list[Counter[str]]] = {}
+        self._lock = threading.Lock()
+
+    def sales(self, run: str) -> list[Counter[str]]:
+        """Return for each life of a run: question -> number of times that it bought the answer."""
+        return self._sales.get(run, [])
+
+    def sell(self, run: str, question: bytes) -> str:
+        messages = json.loads(question)["messages"]
+        key = f"{hash(json.dumps(messages)) & (2**64 - 1):016x}"
+        with self._lock:
+            lives = self._sales.setdefault(run, [])
+            while len(lives) <= self.life:
+                lives.append(Counter())
+            lives[self.life][key] += 1
+        time.sleep(random.uniform(0.05, 0.5))
+        return key
+
+    def __enter__(self) -> _Seller:
+        seller = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                key = seller.sell(self.path.split("/")[1], self.rfile.read(int(self.headers["content-length"])))
+                text = f"1. {_ADVICE}\n2. {_ADVICE} (answer {key})"
+                choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
+                usage = {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120}
+                body = {"id": key, "object": "chat.completion", "created": 0, "model": "stand-in", "choices": [choice]}
+                answer = msgspec.json.encode(body | {"usage": usage})
+                try:
+                    self.send_response(200)
+                    self.send_header("content-type", "application/json")
+                    self.send_header("content-length", str(len(answer)))
+                    self.end_headers()
+                    self.wfile.write(answer)
+                except OSError:
+                    self.close_connection = True  # the buyer was killed
+
+            def log_message(self, format: str, *args: object) -> None:
+                """Say nothing."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
