@@ -25,7 +25,6 @@ from fd_async.policy.local import open_engine
 from fd_async.policy.push import Pusher
 from fd_async.policy.supervised import SupervisedEngine, supervised
 from fd_async.types import Completion, StagedWeights
-from tests.fakes.processes import all_gone
 from tests.fakes.weights import PROBE, perturb, stage, tiny_qwen3
 from tests.integration.test_policy import CONFIG as POLICY
 from tests.integration.test_policy import STOP, until
@@ -68,6 +67,14 @@ def traces() -> set[str]:
     children = [child for child in process.children(recursive=True) if "resource_tracker" not in str(child.cmdline())]
     folders = Path(tempfile.gettempdir()).glob(f"fd_async-vllm-*-{process.pid}-*")
     return {*map(str, children), *map(str, process.net_connections("inet")), *map(str, folders)}
+
+
+def runs(process: psutil.Process) -> bool:
+    """Say whether it does, the dead that nobody waited for apart."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 class World:
@@ -195,17 +202,11 @@ async def test_a_push_that_meets_the_death_succeeds(world: World, phase: str, mo
         await original(pusher, *arguments)
 
     monkeypatch.setattr(Pusher, phase, killing)
-    world.file.with_name("old.bin").unlink(missing_ok=True)
     with anyio.fail_after(200):
         report = await world.engine.push(staged)
     assert not victims
     assert report.version == world.engine.weight_version == staged.version
-    async with anyio.create_task_group() as group:
-
-        async def run(name: str) -> None:
-            await world.check(await world.generate(name), staged.version)
-
-        group.start_soon(run, f"after-{phase}")
+    await world.check(await world.generate(f"after-{phase}"), staged.version)
 
 
 async def test_a_cancelled_call_gives_up_what_it_sampled(world: World) -> None:
@@ -286,4 +287,6 @@ async def test_killing_the_controller_in_a_restart_leaves_no_process(tmp_path: P
         await anyio.sleep(1)
         processes = psutil.Process(owner.pid).children(recursive=True)
         owner.kill()
-    await all_gone([process.pid for process in processes])
+    # A process looks for its owner once vLLM is imported, which takes long on a busy machine.
+    with anyio.fail_after(200):
+        await until(lambda: not any(map(runs, processes)))
