@@ -19,7 +19,6 @@ On a machine that others use too the lag is theirs: `--realtime` asks the system
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import random
@@ -45,6 +44,7 @@ from fd_async.pipeline.observing import open_observers
 from fd_async.pipeline.state import Parts, RunState
 from fd_async.rendering import Renderer
 from fd_async.rollouts import RolloutRunner
+from fd_async.telemetry.garbage import calm_collector
 from fd_async.telemetry.lag import LoopLag
 from fd_async.telemetry.progress import QuietProgress
 from fd_async.telemetry.sinks import MetricsFile
@@ -319,15 +319,16 @@ async def measure(in_flight: int, rate: float, fill: float, measure_s: float, tr
             )
             state = RunState(config, 0, observers)
             controller = Controller(parts, state, metrics=metrics, config_hash="x", probe_ids=[1, 2])
-            gc.collect()
-            gc.freeze()
             if traced:
                 tracemalloc.start()
             memory = (lambda: float(tracemalloc.get_traced_memory()[0])) if traced else _resident
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(controller.run)
-                result = await Meter(engine, state).run(in_flight, fill * pace.attempt_s, measure_s, memory)
-                tasks.cancel_scope.cancel()
+            with calm_collector():
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(controller.run)
+                    result = await Meter(engine, state).run(in_flight, fill * pace.attempt_s, measure_s, memory)
+                    stopping = time.monotonic()
+                    tasks.cancel_scope.cancel()
+            result["stop_s"] = time.monotonic() - stopping
         await metrics.aclose()
     return result
 

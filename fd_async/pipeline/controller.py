@@ -31,6 +31,7 @@ from fd_async.pipeline.state import Parts, RunState
 from fd_async.pipeline.stopping import run_until_stopped
 from fd_async.pipeline.training import TrainingLoop
 from fd_async.pipeline.watchdog import dump_stacks
+from fd_async.telemetry.garbage import collect_now_and_then
 from fd_async.telemetry.lag import LoopLag
 from fd_async.telemetry.sinks import MetricsFile
 from fd_async.telemetry.status import StatusFile
@@ -83,6 +84,7 @@ class Controller:
                 services.start_soon(self._watch)
                 services.start_soon(self._show)
                 services.start_soon(self._bound_stop)
+                services.start_soon(collect_now_and_then)
                 with self._work:
                     await self._do_work()
                 if self._stalled:
