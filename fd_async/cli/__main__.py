@@ -2,6 +2,6 @@
 
 import sys
 
-from fd_async.cli.main import main
+from fd_async.cli.main import leave, main
 
-sys.exit(main(sys.argv[1:]))
+sys.exit(leave(main(sys.argv[1:])))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import sys
 import threading
@@ -15,6 +16,8 @@ from fd_async.cli.parser import COMMANDS, make_parser
 from fd_async.errors import FdError, PreflightError
 
 INTERRUPTED = 130
+_LEAVE_S = 20.0
+"""For what Python does at the end of a process."""
 
 _COMMANDS = {
     "run": commands.run,
@@ -107,9 +110,17 @@ def _lines(cause: BaseException) -> list[str]:
     return [f"unexpected {type(cause).__name__}{': ' + text[0] if text else ''}{where}"]
 
 
+def leave(code: int) -> int:
+    """Return the exit code of a process that has nothing left to do; end it if a thread that hangs keeps it."""
+    timer = threading.Timer(_LEAVE_S, os._exit, [code])
+    timer.daemon = True
+    timer.start()
+    return code
+
+
 def run_main() -> int:
     """Entry point of fd-run."""
-    return main(["run", *sys.argv[1:]])
+    return leave(main(["run", *sys.argv[1:]]))
 
 
 def check_main() -> int:
@@ -119,7 +130,7 @@ def check_main() -> int:
 
 def eval_main() -> int:
     """Entry point of fd-eval."""
-    return main(["eval", *sys.argv[1:]])
+    return leave(main(["eval", *sys.argv[1:]]))
 
 
 def export_main() -> int:

@@ -279,3 +279,12 @@ def test_causes_come_out_of_real_task_groups(
     app(run=lambda *_: anyio.run(_raise_in_group, EngineDied("vLLM is gone")))
     assert main(["run", "--config", str(config)]) == 5
     assert capsys.readouterr().err.endswith("fd-run: vLLM is gone\n")
+
+
+def test_a_thread_that_hangs_does_not_keep_the_process() -> None:
+    """A file system that does not answer holds a thread; the exit code comes out all the same."""
+    script = (
+        "import importlib, sys, threading, time; module = importlib.import_module('fd_async.cli.main');"
+        "module._LEAVE_S = 0.2; threading.Thread(target=time.sleep, args=(600,)).start(); sys.exit(module.leave(6))"
+    )
+    assert subprocess.run([sys.executable, "-c", script], cwd=CHECKOUT, timeout=30, check=False).returncode == 6
