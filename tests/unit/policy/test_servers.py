@@ -203,9 +203,8 @@ async def test_a_push_reaches_all_servers_and_later_tokens_name_it(world: World)
                 group.start_soon(one)
             await world.until(lambda: fleet.statistics()["tokens_generated"] > 40)
             report = await fleet.push(world.stage(1))
-        assert fleet.weight_version == 1
-        assert report.version == 1
-        assert report.probe_max_abs == 0
+            assert report.version == fleet.weight_version == 1
+            assert report.probe_max_abs == 0
         is_whole(await world.generate(), 20, weights=1)
     for completion in results:
         assert [span.version for span in completion.spans] == [0, 1]
@@ -255,12 +254,12 @@ async def test_a_server_that_fails_a_request_loses_it_to_another(world: World, f
 
 async def test_tokens_of_a_killed_server_are_not_sampled_again(world: World) -> None:
     """The next server starts from them, within the budget that is left."""
+    results: list[Completion] = []
+
+    async def one() -> None:
+        results.append(await world.generate(60))
+
     async with world.open(), anyio.create_task_group() as group:
-        results: list[Completion] = []
-
-        async def one() -> None:
-            results.append(await world.generate(60))
-
         for _ in range(4):
             group.start_soon(one)
         await world.until(lambda: world.fleet.statistics()["tokens_generated"] > 80)
@@ -291,12 +290,12 @@ async def test_all_four_length_faults_are_alignment_errors(world: World) -> None
 
 async def test_a_hanging_server_is_found_by_its_missing_answer(world: World) -> None:
     """Nothing is refused and nothing is closed: only time tells."""
+    results: list[Completion] = []
+
+    async def one() -> None:
+        results.append(await world.generate(40))
+
     async with world.open(heartbeat_s=0.2) as fleet, anyio.create_task_group() as group:
-        results: list[Completion] = []
-
-        async def one() -> None:
-            results.append(await world.generate(40))
-
         group.start_soon(one)
         group.start_soon(one)
         await world.until(lambda: fleet.statistics()["tokens_generated"] > 10)
@@ -464,15 +463,15 @@ async def test_without_any_server_the_run_ends_with_one_line_that_names_them(wor
 
 async def test_requests_wait_while_servers_are_away_and_the_time_is_not_theirs(world: World) -> None:
     """`policy.generate_timeout_s` is for sampling."""
+    results: list[Completion] = []
+
+    async def one() -> None:
+        results.append(await world.generate())
+
     async with world.open(generate_timeout_s=0.3), anyio.create_task_group() as group:
         for server in world.servers:
             await server.kill()
         await world.until(lambda: len(world.said("server_lost")) == 2)
-        results: list[Completion] = []
-
-        async def one() -> None:
-            results.append(await world.generate())
-
         group.start_soon(one)
         await anyio.sleep(0.5)
         await world.servers[0].start()
@@ -584,12 +583,12 @@ async def test_a_server_with_weights_of_another_run_waits_for_the_first_push(wor
     for server in world.servers:
         server.label, server.weights = "otherrun-7", 7
         server.running.clear()
+    results: list[Completion] = []
+
+    async def one() -> None:
+        results.append(await world.generate())
+
     async with world.open() as fleet, anyio.create_task_group() as group:
-        results: list[Completion] = []
-
-        async def one() -> None:
-            results.append(await world.generate())
-
         group.start_soon(one)
         await anyio.sleep(0.05)
         assert not results
