@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import anyio
@@ -189,9 +189,13 @@ class RolloutRunner:
         finally:
             del self._under_way[ticket.id]
 
-    def keep_sampled(self) -> None:
-        """Give every attempt that samples now to its `keep`, with the tokens of the open turn."""
-        for attempt, keep in self._under_way.values():
+    def sampling(self) -> list[str]:
+        """Return the tickets of attempts that wait for the engine and have a `keep`."""
+        return [name for name, (attempt, _) in self._under_way.items() if attempt.request_id]
+
+    def keep_sampled(self, ticket_ids: Sequence[str]) -> None:
+        """Give those of these attempts that sample now to their `keep`, with the tokens of the open turn."""
+        for attempt, keep in (self._under_way[name] for name in ticket_ids if name in self._under_way):
             if sampled := self._sampled(attempt):
                 keep(attempt.snapshot(sampled))
 

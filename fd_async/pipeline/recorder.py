@@ -15,6 +15,7 @@ from fd_async.data.ledger import Ledger
 from fd_async.rollouts import RolloutRunner
 from fd_async.types import PartialRollout
 
+_AT_ONCE = 32
 _SPACING_S = 0.05
 """Between two writes: what turns end meanwhile share the next."""
 
@@ -42,10 +43,17 @@ class Recorder:
             with anyio.move_on_at(due):
                 await self._waits.wait()
             if anyio.current_time() >= due:
-                self._runner.keep_sampled()
+                await self._record_sampling()
                 due = anyio.current_time() + self._every_s
             await self.flush()
             await anyio.sleep(_SPACING_S)
+
+    async def _record_sampling(self) -> None:
+        """Record the open turns a few at a time: thousands at once would hold up the event loop."""
+        waiting = self._runner.sampling()
+        for start in range(0, len(waiting), _AT_ONCE):
+            self._runner.keep_sampled(waiting[start : start + _AT_ONCE])
+            await self.flush()
 
     async def flush(self) -> None:
         """Write all that is kept; it is on the disk afterwards, also where the caller is being cancelled."""

@@ -196,8 +196,9 @@ class FakeRunner:
         verdict = msgspec.structs.replace(rollout.verdict, kind=kind, audit="fresh")
         return msgspec.structs.replace(rollout, verdict=verdict)
 
-    def keep_sampled(self) -> None:
-        """Nothing to keep: an attempt is one moment."""
+    def sampling(self) -> list[str]:
+        """Return nothing: an attempt is one moment."""
+        return []
 
     async def run(self, ticket: Ticket, *, temperature: float, on_stage: Callable[[str], None], **_: object) -> Rollout:
         self.started[ticket.id] += 1

@@ -10,7 +10,6 @@ import struct
 import zlib
 from array import array
 from collections.abc import Sequence
-from typing import TypeVar
 
 import msgspec
 
@@ -30,8 +29,6 @@ class _Judged(msgspec.Struct):
 
 _judged = msgspec.msgpack.Decoder(_Judged)
 
-Record = TypeVar("Record", Rollout, PartialRollout)
-
 
 def pack(record: Rollout | PartialRollout) -> tuple[bytes, bytes]:
     """Return (body, tokens) of an attempt."""
@@ -47,7 +44,11 @@ def pack_body(record: Rollout | PartialRollout) -> bytes:
 
 def unpack_rollout(body: bytes, tokens: bytes | None) -> Rollout:
     """Return a recorded attempt; without its tokens, ids and log-probs are empty."""
-    return _with_tokens(_rollout.decode(zlib.decompress(body)), tokens)
+    rollout = _rollout.decode(zlib.decompress(body))
+    if tokens is None:
+        return rollout
+    prompt_ids, completion_ids, logprobs = (part.tolist() for part in _unpack_tokens(tokens))
+    return msgspec.structs.replace(rollout, prompt_ids=prompt_ids, completion_ids=completion_ids, logprobs=logprobs)
 
 
 def unpack_verdict(body: bytes) -> Verdict:
@@ -55,14 +56,10 @@ def unpack_verdict(body: bytes) -> Verdict:
 
 
 def unpack_partial(body: bytes, tokens: bytes) -> PartialRollout:
-    return _with_tokens(_partial.decode(zlib.decompress(body)), tokens)
-
-
-def _with_tokens(record: Record, tokens: bytes | None) -> Record:
-    if tokens is None:
-        return record
+    """Return an attempt under way; its ids and log-probs stay machine numbers, since thousands are read at once."""
+    partial = _partial.decode(zlib.decompress(body))
     prompt_ids, completion_ids, logprobs = _unpack_tokens(tokens)
-    return msgspec.structs.replace(record, prompt_ids=prompt_ids, completion_ids=completion_ids, logprobs=logprobs)
+    return msgspec.structs.replace(partial, prompt_ids=prompt_ids, completion_ids=completion_ids, logprobs=logprobs)
 
 
 def _pack_tokens(prompt_ids: Sequence[int], completion_ids: Sequence[int], logprobs: Sequence[float]) -> bytes:
@@ -73,11 +70,13 @@ def _pack_tokens(prompt_ids: Sequence[int], completion_ids: Sequence[int], logpr
     return zlib.compress(head + ids + kept.tobytes(), 1)
 
 
-def _unpack_tokens(tokens: bytes) -> tuple[list[int], list[int], list[float]]:
+def _unpack_tokens(tokens: bytes) -> tuple[array[int], array[int], array[float]]:
+    """Return prompt ids, completion ids and log-probs."""
     raw = zlib.decompress(tokens)
     num_prompt, num_completion, kind = _HEADER.unpack_from(raw)
-    ids, logprobs = array("i"), array(kind.decode())
+    ids = array("i")
+    logprobs: array[float] = array("d" if kind == b"d" else "f")
     end = _HEADER.size + ids.itemsize * (num_prompt + num_completion)
     ids.frombytes(raw[_HEADER.size : end])
     logprobs.frombytes(raw[end:])
-    return ids[:num_prompt].tolist(), ids[num_prompt:].tolist(), logprobs.tolist()
+    return ids[:num_prompt], ids[num_prompt:], array("d", logprobs)

@@ -50,3 +50,38 @@ def test_limit_does_not_depend_on_the_order_of_the_file() -> None:
     """The subset is chosen by hash."""
     statements = make_statements(30)
     assert limit_by_hash(statements, 5) == limit_by_hash(statements[::-1], 5)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b'{"name": "\xff", "formal_statement": "x"}', "utf-8"),
+        (b'{"name": "a", "formal_statement": "x", "q": ' + b"[" * 9000 + b"]" * 9000 + b"}", "recursion"),
+        (b'{"name": " ", "formal_statement": "x"}', "`name` is empty"),
+        (b'{"name": "a", "formal_statement": ""}', "`formal_statement` is empty"),
+        (b'{"name": "a\\nb", "formal_statement": "x"}', "control characters"),
+        (b"\x00", "malformed"),
+    ],
+    ids=["latin-1", "deep", "no-name", "no-statement", "line-break", "nul"],
+)
+def test_whatever_stands_in_a_row_is_named_with_its_line(tmp_path: Path, line: bytes, said: str) -> None:
+    """One line for people, never a traceback."""
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(b'{"name": "good", "formal_statement": "x"}\n' + line + b"\n")
+    with pytest.raises(PreflightError, match=rf"rows\.jsonl:2: .*{said}") as caught:
+        read_statements(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_mark_of_byte_order_is_no_part_of_the_first_row(tmp_path: Path) -> None:
+    """Editors of some systems write one."""
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(b'\xef\xbb\xbf{"name": "a", "formal_statement": "x"}\r\n')
+    assert [statement.name for statement in read_statements(file)] == ["a"]
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    """Nobody may ever write to it."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(PreflightError, match="not a regular file"):
+        read_statements(tmp_path / "pipe")

@@ -195,7 +195,7 @@ async def test_attempts_that_sample_for_long_are_recorded_on_the_way(tmp_path: P
             partials = ledger.partials()
             tasks.cancel_scope.cancel()
     for partial in partials:
-        assert partial.completion_ids == plan(partial.id).ids[: len(partial.completion_ids)]
+        assert list(partial.completion_ids) == plan(partial.id).ids[: len(partial.completion_ids)]
         assert (partial.admitted_version, partial.turns) == (7, [])
 
 
