@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fd_async.errors import VerifierError
-from fd_async.types import Statement, ToolCall, Verdict
+from fd_async.types import Statement, ToolCall, ToolState, Verdict
 from fd_async.verifier.judge import Judge
 from fd_async.verifier.tools.search import Search
 from fd_async.verifier.tools.toolbox import Toolbox
@@ -276,3 +276,25 @@ async def test_the_number_of_files_is_bounded(tmp_path: Path) -> None:
     answers = [await use(box, "lean_write_file", file_name=f"f{n}.lean", code="x") for n in range(70)]
     assert sum(ok for ok, _ in answers) == 64
     assert "Too many files" in answers[-1][1]
+
+
+async def test_another_toolbox_goes_on_where_one_was_left(tmp_path: Path) -> None:
+    """Files, the last one written, what was judged and what the compiler said are all there."""
+    box, _ = toolbox(tmp_path, Verdict(kind="failed", reason="r", output="error: no"))
+    await use(box, "lean_write_file", file_name="b.lean", code="second")
+    await use(box, "lean_write_file", file_name="a.lean", code="⊢ first, again")
+    await use(box, "lean_check_file", file_name="b.lean")
+    later, verifier = toolbox(tmp_path / "later")
+    await later.restore(box.state)
+    assert later.state == box.state
+    assert (later.last_judged, later.last_output) == ("second", "error: no")
+    assert (tmp_path / "later" / "rollout" / "a.lean").read_text() == "⊢ first, again"
+    await later.final_verdict()
+    assert verifier.codes == ["⊢ first, again"]
+
+
+async def test_what_the_ledger_holds_is_not_trusted_with_the_file_system(tmp_path: Path) -> None:
+    """A name that no tool would have written ends the attempt."""
+    box, _ = toolbox(tmp_path)
+    with pytest.raises(VerifierError, match="a file of the ledger is refused"):
+        await box.restore(ToolState(files={"../x.lean": "y"}))
