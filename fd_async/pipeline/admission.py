@@ -32,7 +32,9 @@ import anyio.lowlevel
 from msgspec import Struct
 
 from fd_async.config.schema import RunConfig
+from fd_async.pipeline.board import Wait
 
+CAUSES = ("staleness", "concurrency", "kv", "checks", "feedback", "budget")
 TICK_S = 1.0
 READING_S = 0.25
 """What the parts say of themselves is read again after this long."""
@@ -114,7 +116,10 @@ class Admission:
         self._said: tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]]
         self._bound: Hold | None = None
         self._bound_at: float | None = None
+        self._held_since = anyio.current_time()
         self._held_s = Counter[str]()
+        self._row_s = Counter[str]()
+        """Of it, what the row before has told."""
 
     async def run(self) -> None:
         """Look again now and then, since what was full empties without a word; until cancelled."""
@@ -156,17 +161,32 @@ class Admission:
     @property
     def binding(self) -> str:
         """What keeps the next attempt from starting, for people; empty when nothing does."""
-        hold = self._hold()
-        if hold is None and self._slots.capacity <= 0 and not self._num_waiting:
-            hold = self._staleness()
-        return hold.text if hold else ""
+        self._account(self._hold())
+        return self._bound.text if self._bound else ""
 
     def statistics(self) -> dict[str, float]:
         """Return `under_way`, `waiting` at the gate, `limit` (attempts), and CAUSE_s: seconds held since the start."""
         self._account(self._hold())
         limit = min(self._config.rollout.concurrency, self._kv.limit)
-        held = {f"{cause}_s": seconds for cause, seconds in sorted(self._held_s.items())}
+        held = {f"{cause}_s": self._held_s[cause] for cause in CAUSES}
         return {"under_way": self._under_way, "waiting": self._num_waiting, "limit": limit} | held
+
+    def row(self) -> dict[str, float | int | None]:
+        """Return the columns of a step; seconds are those since the row before."""
+        said = self.statistics()
+        held = {f"admission/{cause}_s": self._held_s[cause] - self._row_s[cause] for cause in CAUSES}
+        self._row_s = Counter(self._held_s)
+        return {"admission/limit": said["limit"], **held}
+
+    def waits(self) -> list[Wait]:
+        """Return the row of the wait table for who has not started; none where nothing holds anyone."""
+        text = self.binding
+        if not text:
+            return []
+        first = min((entry for entry in self._gate if not entry[-1].is_gone), default=None, key=lambda entry: entry[:4])
+        oldest = f"prompt {first[1]}" if first else "the next prompt"
+        seconds = round(anyio.current_time() - self._held_since, 1)
+        return [Wait("admission", max(1, self._num_waiting), oldest, seconds, text, "run.stall_abort_s")]
 
     def _let_in(self) -> None:
         """Start whoever may, in order; then open the door for new tickets if there is room left."""
@@ -194,8 +214,10 @@ class Admission:
         now = anyio.current_time()
         if self._bound is not None and self._bound_at is not None:
             self._held_s[self._bound.cause] += now - self._bound_at
-        if hold is None and self._slots.capacity <= 0:
+        if hold is None and self._slots.capacity <= 0 and not self._num_waiting:
             hold = self._staleness()
+        if hold is None or self._bound is None or hold.cause != self._bound.cause:
+            self._held_since = now
         self._bound, self._bound_at = hold, now
 
     def _hold(self) -> Hold | None:

@@ -25,7 +25,7 @@ import structlog
 from fd_async.errors import CheckpointError, FdError, StallDetected, first_cause
 from fd_async.learner.checkpoints import find_checkpoint
 from fd_async.pipeline.attempts import AttemptLoops
-from fd_async.pipeline.board import wait_table
+from fd_async.pipeline.board import Wait, wait_table
 from fd_async.pipeline.signals import EXIT_INTERRUPTED, Limit, NoLimit
 from fd_async.pipeline.state import Parts, RunState
 from fd_async.pipeline.stopping import run_until_stopped
@@ -174,7 +174,7 @@ class Controller:
             if idle_s < config.stall_warn_s:
                 warned = False
                 continue
-            table = wait_table(board.waits())
+            table = wait_table(self._waits())
             if not warned:
                 warned = True
                 self._parts.progress.message(f"no progress for {idle_s:.0f} s; who waits for whom:\n{table}")
@@ -183,6 +183,10 @@ class Controller:
                 stacks = await anyio.to_thread.run_sync(dump_stacks, self._parts.run_dir)
                 self._cut_off(f"{table}\nno progress for {idle_s:.0f} s (run.stall_abort_s); {stacks}")
                 return
+
+    def _waits(self) -> list[Wait]:
+        state = self._state
+        return [*(state.admission.waits() if state.admission else []), *state.board.waits()]
 
     async def _show(self) -> None:
         """Feed the live view four times a second and status.json now and then."""
@@ -231,7 +235,8 @@ class Controller:
             "dropped": dict(state.num_dropped),
             "tokens": dict(state.tokens),
             **self._training.accounts.snapshot(),
-            "waits": [msgspec.structs.asdict(wait) for wait in state.board.waits()],
+            "admission": state.admission.statistics() if state.admission else {},
+            "waits": [msgspec.structs.asdict(wait) for wait in self._waits()],
             "restarts": state.restarts,
             "elapsed_s": round(anyio.current_time() - state.started, 1),
         }

@@ -92,6 +92,7 @@ def step_row(
         "feedback/calls": provider["calls"],
         "feedback/usd": provider["usd"],
     }
+    row |= state.admission.row() if state.admission else {}
     row |= state.discovery.step([rollout.verdict for rollout in rollouts])
     if parts.config.algorithm.max_age >= 0:
         row["staleness/too_old"] = state.num_dropped["too_old"]
