@@ -32,7 +32,10 @@ class Run(Table, frozen=True):
         1800.0
     )
     shutdown_s: Annotated[
-        float, _d("After a signal: time for the last checkpoint, half of it for paid calls in flight, seconds.", gt=0)
+        float,
+        _d(
+            "After a signal: time to finish the step, write a checkpoint and close; paid calls get half, seconds.", gt=0
+        ),
     ] = 120.0
 
 
