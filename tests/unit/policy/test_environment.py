@@ -87,3 +87,11 @@ def test_the_logging_configuration_is_json_for_vllm(tmp_path: Path) -> None:
     """vLLM reads it from the file that VLLM_LOGGING_CONFIG_PATH names."""
     config = json.loads(logging_config(tmp_path / "vllm.log", 1))
     assert config["loggers"]["vllm"]["propagate"] is False
+
+
+def test_what_vllm_leaves_behind_lies_in_the_folder_that_goes() -> None:
+    """Its sockets too, unless their path would be too long for the system."""
+    variables = engine_environment("m", Policy(), Path("/scratch/logging.json"))
+    assert variables["TMPDIR"] == variables["VLLM_RPC_BASE_PATH"] == "/scratch"
+    deep = Path("/" + "d" * 80)
+    assert "VLLM_RPC_BASE_PATH" not in engine_environment("m", Policy(), deep / "logging.json")

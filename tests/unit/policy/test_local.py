@@ -40,10 +40,10 @@ class Pushing:
 
 
 class Queue:
-    """Where vLLM puts what a request sampled; empty until `answer` is there."""
+    """Where vLLM puts what a request sampled; empty until `answer` is there, or `later` comes."""
 
-    def __init__(self, request_id: str, answer: Any) -> None:
-        self.request_id, self.answer = request_id, answer
+    def __init__(self, request_id: str, answer: Any, later: anyio.Event | None = None) -> None:
+        self.request_id, self.answer, self.later = request_id, answer, later or anyio.Event()
 
     def get_nowait(self) -> Any:
         if isinstance(self.answer, Exception):
@@ -51,7 +51,8 @@ class Queue:
         return self.answer
 
     async def get(self) -> Any:
-        await anyio.sleep_forever()
+        await self.later.wait()
+        return finished()
 
 
 class Llm:
@@ -65,6 +66,7 @@ class Llm:
         self.aborted: list[str] = []
         self.states: dict[str, Any] = {}
         self.failure: Exception | None = None
+        self.finishes = anyio.Event()
         self.output_processor = SimpleNamespace(request_states=self.states)
 
     async def add_request(
@@ -72,7 +74,7 @@ class Llm:
     ) -> Queue:
         self.salts.append(prompt["cache_salt"])
         if request_id in self.states:
-            return Queue(request_id, self.failure)
+            return Queue(request_id, self.failure, self.finishes)
         scored = SimpleNamespace(logprobs=self.scores[data_parallel_rank])
         return Queue(request_id, SimpleNamespace(prompt_logprobs=scored, finished=True))
 
@@ -80,6 +82,14 @@ class Llm:
         self.aborted.append(request_id)
         if self.errored:
             raise sys.modules["vllm.v1.engine.exceptions"].EngineDeadError
+
+
+def finished() -> Any:
+    """Make vLLM's output of a request that sampled one token before a push and one after it."""
+    spans = [SimpleNamespace(version="0", start=0, end=1), SimpleNamespace(version="1", start=1, end=2)]
+    logprobs = SimpleNamespace(logprobs=[-1.0, -2.0])
+    output = SimpleNamespace(token_ids=[5, 6], logprobs=logprobs, weight_versions=spans, finish_reason="stop")
+    return SimpleNamespace(outputs=[output], finished=True)
 
 
 def sampling(token_ids: list[int], logprobs: list[float], starts: list[tuple[str, int]]) -> Any:
@@ -248,3 +258,34 @@ async def test_tokens_of_weights_that_no_probe_has_proven_are_not_kept(staged: S
             await engine.push(staged)
     (kept,) = saved
     assert (kept.token_ids, kept.spans) == ([5, 6], [VersionSpan(0, 0, 2)])
+
+
+@pytest.mark.parametrize("off", [0.0, 9.0])
+async def test_a_completion_waits_for_the_probe_of_the_weights_that_ended_it(staged: StagedWeights, off: float) -> None:
+    """It comes out when the probe agrees; else only what proven weights sampled does."""
+    staged = replace(staged, version=1).sealed()
+    llm = Llm({None: [value - off for value in staged.probe_logprobs]})
+    llm.states["r"] = sampling([5, 6], [-1.0, -2.0], [("0", 0), ("1", 1)])
+    engine, pushing = make_engine(llm)
+    saved: list[Completion] = []
+    results: list[Completion] = []
+
+    async def ask() -> None:
+        with suppress(PushFailed):
+            results.append(await generate(engine, saved))
+
+    async def push() -> None:
+        with suppress(PushFailed):
+            await engine.push(staged)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(ask)
+        await anyio.wait_all_tasks_blocked()
+        group.start_soon(push)
+        await anyio.wait_all_tasks_blocked()
+        llm.finishes.set()
+        await anyio.wait_all_tasks_blocked()
+        assert results == []
+        pushing.may_end.set()
+    assert [result.token_ids for result in results] == ([] if off else [[5, 6]])
+    assert [part.token_ids for part in saved] == ([[5]] if off else [])
