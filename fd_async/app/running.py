@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import os
 import sys
@@ -28,9 +27,11 @@ from fd_async.pipeline.signals import Stop
 from fd_async.pipeline.stopping import beside
 from fd_async.pipeline.watchdog import Watchdog
 from fd_async.policy.engine import Engine
+from fd_async.telemetry.garbage import calm_collector
 from fd_async.telemetry.logs import setup_logging
 from fd_async.telemetry.progress import Progress, is_live, make_progress
 from fd_async.telemetry.sinks import replace_file
+from fd_async.types import Statement
 
 PROBE_TOKENS = 96
 
@@ -84,6 +85,7 @@ async def run_experiment(
 
 
 async def _run(config: RunConfig, run_dir: Path, resume: int | bool | None, engine: Engine | None, stop: Stop) -> int:
+    train, suites = await anyio.to_thread.run_sync(_read_data, config)  # first: bad data leaves no folder
     for folder in ("logs", "checkpoints"):
         (run_dir / folder).mkdir(parents=True, exist_ok=True)
     setup_logging(run_dir, config.telemetry.log_level, live=is_live(config.telemetry.console))
@@ -108,9 +110,10 @@ async def _run(config: RunConfig, run_dir: Path, resume: int | bool | None, engi
         for note in notes:
             progress.message(note)
         async with AsyncExitStack() as stack:
-            lives = await _open_lives(stack, config, run_dir, checkpoint, config_hash, stop, progress, engine, resumes)
-            gc.collect()
-            gc.freeze()  # torch, vLLM and the data stay for good; walking them again and again would block the loop
+            lives = await _open_lives(
+                stack, config, run_dir, train, suites, checkpoint, config_hash, stop, progress, engine, resumes
+            )
+            stack.enter_context(calm_collector())
             try:
                 code = await lives.run(checkpoint, step)
             except Exception as error:
@@ -119,15 +122,21 @@ async def _run(config: RunConfig, run_dir: Path, resume: int | bool | None, engi
                 raise
             stop.limit.leave_by(config.run.shutdown_s, code)
     finally:
-        gc.unfreeze()  # a process that runs several experiments keeps nothing of the one before
         progress.close()
     return code
+
+
+def _read_data(config: RunConfig) -> tuple[list[Statement], dict[str, list[Statement]]]:
+    train = limit_by_hash(read_statements(Path(config.data.train)), config.data.max_train)
+    return train, read_suites(config)
 
 
 async def _open_lives(
     stack: AsyncExitStack,
     config: RunConfig,
     run_dir: Path,
+    train: list[Statement],
+    suites: dict[str, list[Statement]],
     checkpoint: Path | None,
     config_hash: str,
     stop: Stop,
@@ -136,8 +145,6 @@ async def _open_lives(
     resumes: bool,
 ) -> Lives:
     """Open what outlives a learner, and say how learners start."""
-    train = limit_by_hash(read_statements(Path(config.data.train)), config.data.max_train)
-    suites = read_suites(config)
     await anyio.to_thread.run_sync(check_learner, config, checkpoint)
     environment = dict(os.environ)  # while vLLM starts, that of this process is not fit for a learner
     renderer = await anyio.to_thread.run_sync(load_renderer, config)

@@ -111,13 +111,24 @@ def _files(arguments: argparse.Namespace) -> tuple[Path, list[Path]]:
 
 
 def _refuse_mixing(run_dir: Path, resume: int | bool | None) -> None:
-    started = [name for name in STARTED if (run_dir / name).exists()]
-    if started and resume is None:
+    if resume is None and has_begun(run_dir):
         raise ConfigError(
             f"{run_dir} holds an earlier run: add --resume to continue it, take another name with --run, or delete it"
         )
-    if resume is not None and not started:
+    if resume is not None and not any((run_dir / name).exists() for name in STARTED):
         raise ConfigError(f"{run_dir} holds no run to continue: leave --resume out, or name the run with --run")
+
+
+def has_begun(run_dir: Path) -> bool:
+    """Say whether the folder holds anything of value; a start that was refused leaves nothing of it."""
+    from fd_async.data.ledger import is_empty
+
+    ledger, metrics, checkpoints = (run_dir / name for name in STARTED)
+    return (
+        (metrics.exists() and metrics.stat().st_size > 0)
+        or (checkpoints.is_dir() and any(checkpoints.iterdir()))
+        or (ledger.exists() and not is_empty(ledger))
+    )
 
 
 def check(arguments: argparse.Namespace, log: ErrorLog) -> int:

@@ -16,6 +16,7 @@ from fd_async.types import ToolCall
 
 ToolFormat = Literal["qwen3", "qwen3_5"]
 
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 _THINKING = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
 _FUNCTION = re.compile(r"\s*<function=([^<>\s]+)>(.*)</function>\s*", re.DOTALL)
@@ -59,12 +60,17 @@ def _parse_json(body: str) -> ToolCall:
         call: Any = json.loads(body, object_pairs_hook=_without_duplicates)
     except ValueError as error:
         return _malformed(f"not valid JSON ({error}).")
+    except RecursionError:
+        return _malformed("too many brackets inside one another.")
     if not isinstance(call, dict) or set(call) != {"name", "arguments"}:
         return _malformed('expected {"name": ..., "arguments": {...}} and no other key.')
     if not isinstance(call["name"], str) or not call["name"]:
         return _malformed("`name` must be a non-empty string.")
     if not isinstance(call["arguments"], dict):
         return _malformed("`arguments` must be a JSON object.")
+    texts = [call["name"], *call["arguments"], *(v for v in call["arguments"].values() if isinstance(v, str))]
+    if any(map(_LONE_SURROGATE.search, texts)):
+        return _malformed("half a surrogate pair, which no file can hold.")
     return ToolCall(name=call["name"], arguments=call["arguments"])
 
 

@@ -15,14 +15,20 @@ CODES = frozenset({0, 2, 3})
 
 VALUES = (
     "0", "-1", "1", "1e400", "-0.0", "nan", "inf", "-inf", "9" * 30, "9" * 5000, "1e-320", "0x7fffffffffffffff",
-    '""', '"x"', '"\\u0000"', '"' + "ä" * 300 + '"', '"../../.."', '"/"', '"/dev/null"', '"~"', '"~nobody_/x"', '"\\n\\n"',
-    '"a\\u202Eb"', '"http://"', '"http://[::1"', '"file:///etc/passwd"', "[]", "[[]]", '["", ""]', "[1, 1]", "[0, 0.5]",
-    "{}", "{a = 1}", "true", "false", "1979-05-27T07:32:00Z", "07:32:00", "[1e308, 1e308]", '["x", 3]', "'''\nlines\n'''",
-    '"' + "x" * 70000 + '"', "1_000", "[true]", '[""]', '"one\\ttwo"', '"%s{}%d"', '"[red]x[/red]"', '"configs"', "4096", "2", "0.5", "1.0", "8", "16",
+    '""', '"x"', '"\\u0000"', '"' + "ä" * 300 + '"', '"../../.."', '"/"', '"/dev/null"', '"~"', '"~nobody_/x"',
+    '"\\n\\n"',
+    '"a\\u202Eb"', '"http://"', '"http://[::1"', '"file:///etc/passwd"', "[]", "[[]]", '["", ""]', "[1, 1]",
+    "[0, 0.5]",
+    "{}", "{a = 1}", "true", "false", "1979-05-27T07:32:00Z", "07:32:00", "[1e308, 1e308]", '["x", 3]',
+    "'''\nlines\n'''",
+    '"' + "x" * 70000 + '"', "1_000", "[true]", '[""]', '"one\\ttwo"', '"%s{}%d"', '"[red]x[/red]"', '"configs"',
+    "4096", "2", "0.5", "1.0", "8", "16",
 )  # fmt: skip
 SETS = (
-    "", "=", "a", "a=b", "run", "run.name", "run.name=", "run.name=..", "run.name=a/b", "run.dir=", "run.=1", ".seed=1",
-    "run.seed", "run.seed=-1", "run.seed.x=1", "learner.lr=nan", "learner.lr=1e999", "learner.betas=[1]", "fallback.type=3",
+    "", "=", "a", "a=b", "run", "run.name", "run.name=", "run.name=..", "run.name=a/b", "run.dir=", "run.=1",
+    ".seed=1",
+    "run.seed", "run.seed=-1", "run.seed.x=1", "learner.lr=nan", "learner.lr=1e999", "learner.betas=[1]",
+    "fallback.type=3",
     "data.eval=[]", "data.eval=[1]", "data.train=\x01", "run.seed=1\nrun.name=2", "feedback.outage=fallback",
     "=run.seed=1", "ünï.cödé=1", "policy.servers=['x']", "policy.engine=servers", "learner.ranks=9999999999",
     "rollout.concurrency=" + "9" * 4400, "model.path=", "data.train=", "run.seed=" + "[" * 3000,
@@ -51,7 +57,10 @@ def fuzz(cases: int, seed: int, folder: Path, *, checks: int = 0) -> Report:
             for _ in range(dice.choice((0, 0, 0, 0, 0, 1, 2))):
                 overlay = folder / "overlay.toml"
                 overlay.write_bytes(mutate(dice.choice(overlays).read_bytes(), dice))
-                argv += ["--config", str(dice.choice((overlay, *dice.sample(overlays, 3), folder, folder / "none.toml")))]
+                argv += [
+                    "--config",
+                    str(dice.choice((overlay, *dice.sample(overlays, 3), folder, folder / "none.toml"))),
+                ]
             for _ in range(dice.choice((0, 0, 1, 2))):
                 argv += ["--set", random_set(dice)]
             given = f"{argv}\n{file.read_bytes()[:3000]!r}"
@@ -115,7 +124,8 @@ def _cut(text: bytes, dice: random.Random) -> bytes:
 MUTATIONS: tuple[Callable[[bytes, random.Random], bytes], ...] = (
     _line(_value), _line(_value), _line(_value), _set_in_place, _set_in_place, _set_in_place, _any_key, _bytes, _cut,
     _line(lambda line, dice: line + b"\n" + line),
-    _line(lambda line, dice: line.replace(b"=", dice.choice((b"", b"==", b":", b".x =", b"\xff=", b" \xe2\x80\xa8=")))),
+    _line(lambda line, dice: line.replace(b"=", dice.choice((b"", b"==", b":", b".x =", b"\xff=",
+    b" \xe2\x80\xa8=")))),
     _line(lambda line, dice: dice.choice((b"x", "ключ".encode(), b'"a b"', b"a.b.c", b"''")) + b" = " + line[:9]),
     lambda text, dice: text.replace(b"[", dice.choice((b"[[", b"[x.", b"", b"[ ")), dice.choice((1, 99))),
     lambda text, dice: dice.choice((b"\xef\xbb\xbf", b"\xff\xfe", b"\x00", b"\r\n", b"", b"\x1f\x8b")) + text,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import traceback
 from collections import Counter
 from collections.abc import Sequence
@@ -55,7 +56,7 @@ def run_command(argv: Sequence[str], report: Report, given: str, *, codes: froze
     report.outcomes[f"exit {code}"] += 1
     if code not in codes:
         report.found(f"exit code {code}: {text}", given)
-    elif "Traceback" in text or "unexpected " in text:
+    elif "Traceback" in text or re.search(": unexpected [A-Z]", text):
         report.found(f"not one clear line: {text}", given)
     elif code and not lines:
         report.found(f"exit code {code} without a word", given)

@@ -106,6 +106,9 @@ def test_an_earlier_run_is_not_mixed_with_a_new_one(
     (folder / "logs").mkdir(parents=True)
     assert main(["run", "--config", str(config)]) == 0
     (folder / "metrics.jsonl").touch()
+    (folder / "checkpoints").mkdir()
+    assert main(["run", "--config", str(config)]) == 0, "a start that was refused left these"
+    (folder / "metrics.jsonl").write_text("{}\n")
     assert main(["run", "--config", str(config)]) == 2
     assert "--resume" in capsys.readouterr().err
     assert main(["run", "--config", str(config), "--resume"]) == 0
