@@ -9,9 +9,10 @@ costs per second, whatever is in flight, weighs the same on both sides of `cost_
 Each size runs in a process of its own: it fills until attempts have come and gone about once, then it is measured.
 
     lag_p99_ms      how late a sleeper of 20 ms wakes, over the whole time, filling included
-    kb_per_rollout  resident memory with all in flight - resident memory before the first, less 12 bytes per token held
-                    (id and log-prob), over the number in flight; `kb_traced`: likewise, what tracemalloc sees of
-                    Python's objects, in a process of its own since it is slow
+    kb_per_rollout  growth of resident memory from before the first attempt until all are in flight, less 12 bytes per
+                    token held (id and log-prob); what 100 in flight take (code, threads, caches) is taken off, and the
+                    rest shared among those that are more. `kb_traced`: likewise, what tracemalloc sees of Python's
+                    objects, in processes of their own since it is slow
     cpu_ms_per_turn CPU time of the process, all threads, over the turns that ended while measured
 
 On a machine that others use too the lag is theirs: `--realtime` asks the system to schedule this process first.
@@ -261,7 +262,7 @@ class Meter:
             "lag_p99_ms": self._lag.p99_ms(),
             "lag_max_ms": self._lag.max_ms(),
             **filling,
-            "kb": (full - empty) / 1000 / in_flight,
+            "kb": (full - empty) / 1000,
             "cpu_ms_per_turn": 1000 * cpu_s / turns,
             "cpu_ms_per_rollout": 1000 * cpu_s / turns * TURNS,
             "turns_per_s": turns / (time.monotonic() - started),
@@ -367,24 +368,31 @@ def main() -> None:
         return
     many, rate = (1_500, 100.0) if chosen.quick else (10_000, 100.0)
     few = child(100, rate, 2.0, 5.0 if chosen.quick else 20.0, False)
-    result = child(many, rate, 0.9 if chosen.quick else 1.2, 6.0 if chosen.quick else 60.0, False)
-    traced = child(many, rate, 0.5, 2.0, True)
+    result = child(many, rate, 0.7 if chosen.quick else 1.2, 5.0 if chosen.quick else 60.0, False)
+    traced_few = child(100, rate, 2.0, 1.0, True)
+    traced = child(many, rate, 0.4, 1.0, True)
     emit(
         {
             "rollouts": many,
             "in_flight": result["in_flight"],
             "lag_p99_ms": result["lag_p99_ms"],
             "lag_max_ms": result["lag_max_ms"],
-            "kb_per_rollout": result["kb"],
-            "kb_traced": traced["kb"],
+            "kb_per_rollout": marginal(few, result),
+            "kb_traced": marginal(traced_few, traced),
             "cost_ratio": result["cpu_ms_per_rollout"] / few["cpu_ms_per_rollout"],
             "cpu_ms_per_turn": result["cpu_ms_per_turn"],
             "cpu_ms_per_rollout": result["cpu_ms_per_rollout"],
+            "stop_s": result["stop_s"],
             "realtime": chosen.realtime,
             "at_100": few,
             "at_many": result,
         }
     )
+
+
+def marginal(few: dict[str, Any], many: dict[str, Any]) -> float:
+    """Return the memory of one more attempt, kB."""
+    return (many["kb"] - few["kb"]) / (many["in_flight"] - few["in_flight"])
 
 
 if __name__ == "__main__":
