@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,6 @@ import psutil
 from bench.crashes.history import closes, continued_tokens, rebought
 from fd_async.cli.commands import STARTED
 from fd_async.data.ledger import AttemptRecord, read_attempts
-from fd_async.scratch import is_alive
 from fd_async.telemetry.sinks import read_rows
 
 _ROOT = Path(__file__).parents[2]
@@ -90,7 +90,7 @@ def _kill_run(folder: Path, name: str, seller: _Seller, rng: random.Random, leng
         continued += continued_tokens(run_dir) if (run_dir / "ledger.db").exists() else 0
     if code:
         problems.append(f"it ended with {code}: {_console(folder, name)}")
-    problems += [f"left behind: {left}" for left in _leftovers(run_dir)]
+    problems += [f"left behind: {left}" for left in _leftovers(run_dir, seller.buyers)]
     again, cut_off = rebought(seller.sales(name), recorded)
     records = [r for r in read_attempts(run_dir / "ledger.db", 10**6) if r.rollout.purpose == "train"]
     trained = Counter(record.rollout.ordinal for record in records if record.outcome == "trained")
@@ -141,6 +141,7 @@ def _live(folder: Path, name: str, seller: _Seller, *, resume: bool, kill_after_
         process = subprocess.Popen(
             command, cwd=_ROOT, stdout=log, stderr=log, start_new_session=True, env=environment, text=True
         )
+    seller.buyers.append(process.pid)
     try:
         code = process.wait(kill_after_s if kill_after_s is not None else _LIMIT_S)
     except subprocess.TimeoutExpired:
@@ -153,14 +154,11 @@ def _live(folder: Path, name: str, seller: _Seller, *, resume: bool, kill_after_
     return code
 
 
-def _leftovers(folder: Path) -> list[str]:
-    """Return what dead processes of this project left in memory and in temporary folders, and half-written files."""
+def _leftovers(run_dir: Path, pids: Sequence[int]) -> list[str]:
+    """Return what the processes of a run left in memory and among temporary files, and what is half written."""
     places = (Path("/dev/shm"), Path(tempfile.gettempdir()))
-    named = [
-        (path, re.search(r"-(\d+)-[0-9a-f]+$", path.name)) for place in places for path in place.glob("fd_async-*")
-    ]
-    left = [path for path, match in named if match and not is_alive(int(match[1]))]
-    return [str(path) for path in (*left, *folder.rglob("*.tmp"))]
+    left = [path for pid in pids for place in places for path in place.glob(f"fd_async-*-{pid}-*")]
+    return [str(path) for path in (*left, *run_dir.rglob("*.tmp"))]
 
 
 def _console(folder: Path, name: str) -> str:
@@ -181,6 +179,8 @@ class _Seller:
 
     def __init__(self) -> None:
         self.life = 0
+        self.buyers: list[int] = []
+        """Processes that were started to run; dead ones among them."""
         self._sales: dict[str, list[Counter[str]]] = {}
         self._lock = threading.Lock()
 
