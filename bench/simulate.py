@@ -6,7 +6,10 @@ bench/simulation/figures.toml. Baseline: all GPUs generate, then all of them lea
 
     python -m bench.simulate                        the table over S and GPU splits
     python -m bench.simulate --fit                  solve the two free figures for the paper's 300 and 550 s per step
-    python -m bench.simulate --against RUN [RUN2]   replay finished runs with their own recorded service times
+    python -m bench.simulate --against RUN [RUN2]   predict finished runs of this machine from their own service times
+    python -m bench.simulate --record RUN [RUN2]    keep those times in bench/simulation/recorded, for all later tables
+
+`error_vs_real` is the largest error among those predictions: of each run from its own times and from the others'.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from typing import Any
 from bench.common import emit, parser
 from bench.simulation.against import against
 from bench.simulation.fit import FD_STEP_S, fit
+from bench.simulation.recorded import load_recording, save_recording
 from bench.simulation.schedules import (
     BEST_S,
     async_settings,
@@ -32,6 +36,8 @@ from bench.simulation.schedules import (
     what_if,
 )
 from bench.simulation.world import Figures, load_figures, simulate
+
+RECORDED = Path(__file__).parent / "simulation" / "recorded"
 
 
 def compare(figures: Figures, quick: bool, pool: Executor) -> dict[str, Any]:
@@ -71,17 +77,22 @@ def main() -> None:
     """Parse, simulate, print."""
     options = parser(__doc__)
     options.add_argument("--fit", action="store_true", help="solve the two free figures for the paper's two numbers")
-    options.add_argument("--against", nargs="+", type=Path, metavar="RUN", help="finished run folders to replay")
+    options.add_argument("--against", nargs="+", type=Path, metavar="RUN", help="finished run folders to predict")
+    options.add_argument("--record", nargs="+", type=Path, metavar="RUN", help="finished run folders to keep")
     asked = options.parse_args()
     started, figures = time.monotonic(), load_figures()
+    for folder in asked.record or []:
+        print(save_recording(load_recording(folder), RECORDED))
+    paths = asked.against or asked.record or sorted(RECORDED.glob("*.json.gz"))
     with ProcessPoolExecutor(max(1, len(os.sched_getaffinity(0)))) as pool:
         if asked.fit:
             emit(fit(figures, pool)._asdict())
             return
-        if asked.against:
-            emit(against(asked.against))
-            return
-        result = compare(figures, asked.quick, pool)
+        result = against([load_recording(path) for path in paths], pool) if paths else {"error_vs_real": None}
+        if result.get("against"):
+            print(f"seconds of real runs and of simulated ones\n{table_of(result['against'])}", flush=True)
+        if not (asked.against or asked.record):
+            result |= compare(figures, asked.quick, pool)
     emit(result | {"simulated_in_s": round(time.monotonic() - started, 1)})
 
 

@@ -6,16 +6,15 @@ the learner's times of one, in the schedule (mode, S, batch, steps) of the other
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from pathlib import Path
+from concurrent.futures import Executor
 from typing import Any
 
 import anyio
 
 from bench.simulation.engine import EngineFigures
 from bench.simulation.plans import Turn
-from bench.simulation.recorded import Recording, read_recording, slowdown_of_learner
+from bench.simulation.recorded import Recording, slowdown_of_learner
 from bench.simulation.standins import FeedbackFigures, LeanFigures, SimulatedLearner
 from bench.simulation.world import Figures, Setting, World, load_figures, run_world
 from fd_async.types import StepReport, TrainingSample
@@ -29,8 +28,8 @@ class RecordedPlans:
 
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
-        self._samples = recording.config.rollout.samples_per_prompt
-        self.max_response_tokens = recording.config.rollout.max_response_tokens * 2
+        self._samples = recording.schedule.samples_per_prompt
+        self.max_response_tokens = 2 * recording.schedule.max_response_tokens  # the recorded lengths are cut already
 
     def prompt_tokens(self, ticket_id: str) -> int:
         return self._recording.prompt_tokens
@@ -47,7 +46,8 @@ class RecordedLearner(SimulatedLearner):
     def __init__(self, world: World, recording: Recording, beside: float) -> None:
         super().__init__(world.figures.learner, 1, 1, "fd")
         self._engine, self._recording = world.engine, recording
-        self._alone_s, self._slow = recording.alone_s(beside), slowdown_of_learner(beside)
+        self._slow = slowdown_of_learner(beside, recording.cores)
+        self._alone_s = recording.alone_s(self._slow)
         self._is_busy = False
         for gpu in world.engine.gpus:
             gpu.slowdown = lambda: beside if self._is_busy else 1.0
@@ -79,22 +79,21 @@ class RecordedLearner(SimulatedLearner):
 
 def predict(source: Recording, target: Recording, beside: float) -> float:
     """Return the seconds that the target's schedule takes with the service times of the source."""
-    config = target.config
-    sync = config.run.mode == "sync"
+    schedule = target.schedule
     setting = Setting(
         name=target.name,
-        mode=config.run.mode,
-        max_staleness=0 if sync else config.admission.max_staleness,
+        mode=schedule.mode,
+        max_staleness=schedule.max_staleness,
         engine_gpus=1,
         learner_gpus=1,
-        prompts_per_step=config.learner.prompts_per_step,
-        samples_per_prompt=config.rollout.samples_per_prompt,
-        steps=target.steps,
+        prompts_per_step=schedule.prompts_per_step,
+        samples_per_prompt=schedule.samples_per_prompt,
+        steps=schedule.steps,
         grain=1,
-        algorithm=config.algorithm.type,
+        algorithm=schedule.algorithm,
         tables={
             "feedback": {"type": "constant", "text": ""},
-            "rollout": {"concurrency": config.rollout.concurrency},
+            "rollout": {"concurrency": schedule.concurrency},
         },
     )
     stall_s = sum(source.stall_s) / len(source.stall_s)
@@ -102,7 +101,7 @@ def predict(source: Recording, target: Recording, beside: float) -> float:
         attempts=load_figures().attempts,
         engine=EngineFigures(
             base_s=source.speed.base_s, per_sequence_s=source.speed.per_sequence_s, per_context_token_s=0.0,
-            prefill_tokens_per_s=1e12, kv_tokens=10**12, max_num_seqs=config.policy.max_num_seqs, push_stall_s=stall_s,
+            prefill_tokens_per_s=1e12, kv_tokens=10**12, max_num_seqs=schedule.max_num_seqs, push_stall_s=stall_s,
         ),
         lean=LeanFigures(workers=1_000_000, search_s=0.0),  # the recorded seconds have the wait for a worker in them
         feedback=FeedbackFigures(min_s=0.0, max_s=0.0, input_tokens=1, output_tokens=1, tokens=1),
@@ -117,34 +116,28 @@ def predict(source: Recording, target: Recording, beside: float) -> float:
     return run_world(make).total_s
 
 
-def against(folders: Sequence[Path]) -> dict[str, Any]:
+def against(recordings: Sequence[Recording], pool: Executor) -> dict[str, Any]:
     """Predict every run from every run, and print how far off that is."""
-    recordings = [read_recording(folder) for folder in folders]
-    measured = [r.speed.beside for r in recordings if not math.isnan(r.speed.beside)]
-    beside = max(1.0, sum(measured) / len(measured)) if measured else 1.0
-    for r in recordings:
-        if r.config.feedback.type in ("anthropic", "openai", "self"):
-            raise SystemExit(f"{r.name}: only runs whose feedback is made at once (ground_truth, ...) are replayed")
-    rows = []
-    for source in recordings:
-        own = source.speed.beside
-        for target in recordings:
-            seconds = predict(source, target, beside if math.isnan(own) else own)
-            rows.append(
-                {
-                    "from": source.name,
-                    "run": target.name,
-                    "mode": target.config.run.mode,
-                    "S": target.config.admission.max_staleness,
-                    "real_s": round(target.total_s, 1),
-                    "simulated_s": round(seconds, 1),
-                    "error": round(seconds / target.total_s - 1.0, 3),
-                }
-            )
-            print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+    pairs = [(source, target) for source in recordings for target in recordings]
+    measured = [r.speed.beside for r in recordings if r.speed.beside]
+    beside = sum(measured) / len(measured) if measured else 1.0
+    slowdowns = [source.speed.beside or beside for source, _ in pairs]
+    sources, targets = zip(*pairs, strict=True)
+    rows = [
+        {
+            "from": source.name,
+            "run": target.name,
+            "mode": target.schedule.mode,
+            "S": target.schedule.max_staleness,
+            "real_s": round(target.total_s, 1),
+            "simulated_s": round(seconds, 1),
+            "error": round(seconds / target.total_s - 1.0, 3),
+        }
+        for (source, target), seconds in zip(pairs, pool.map(predict, sources, targets, slowdowns), strict=True)
+    ]
     return {
         "error_vs_real": max(abs(row["error"]) for row in rows),
         "against": rows,
         "engine_beside_learner": round(beside, 3),
-        "learner_beside_engine": round(slowdown_of_learner(beside), 3),
+        "learner_beside_engine": round(slowdown_of_learner(beside, recordings[0].cores), 3),
     }

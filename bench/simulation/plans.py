@@ -24,7 +24,7 @@ class Attempts(Struct, frozen=True, kw_only=True):
     pass_share: float
 
 
-class Turn(Struct, frozen=True):
+class Turn(Struct, frozen=True, array_like=True):
     """One assistant turn and the check that it asks for; without one the attempt ends here."""
 
     sampled_tokens: int

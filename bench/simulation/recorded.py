@@ -10,6 +10,7 @@ follows: with c cores and an engine of one thread, the learner has c alone and c
 
 from __future__ import annotations
 
+import gzip
 import os
 from collections import defaultdict
 from pathlib import Path
@@ -39,22 +40,36 @@ class Slice(NamedTuple):
     end: float
 
 
+class Schedule(Struct, frozen=True):
+    """Of the configuration what decides who runs when."""
+
+    mode: str
+    max_staleness: int
+    prompts_per_step: int
+    samples_per_prompt: int
+    concurrency: int
+    max_num_seqs: int
+    max_response_tokens: int
+    algorithm: str
+    steps: int
+
+
 class Speed(Struct, frozen=True):
     """Seconds of an engine step: (base_s + per_sequence_s * running), times `beside` while the learner works."""
 
     base_s: float
     per_sequence_s: float
-    beside: float
-    """nan: the learner never worked beside it."""
+    beside: float | None
+    """None: the learner never worked beside it."""
 
 
 class Recording(Struct, frozen=True, kw_only=True):
     """The service times of one run."""
 
     name: str
-    config: RunConfig
+    cores: int
+    schedule: Schedule
     total_s: float
-    steps: int
     turns: list[list[Turn]]
     """By ordinal; attempts that were dropped without a turn are left out."""
     prompt_tokens: int
@@ -68,17 +83,29 @@ class Recording(Struct, frozen=True, kw_only=True):
     """Of each step beyond waiting, learning, staging and the stall of the push."""
     stall_s: list[float]
 
-    def alone_s(self, beside: float) -> list[float]:
-        """Return the seconds that each step would take without the engine beside it."""
-        slow = slowdown_of_learner(beside)
+    def alone_s(self, slow: float) -> list[float]:
+        """Return the seconds of each step without the engine beside it, which makes it `slow` times as long."""
         pairs = zip(self.learn_s, self.overlap, strict=True)
         return [seconds * (1.0 - share + share / slow) for seconds, share in pairs]
 
 
-def slowdown_of_learner(beside: float) -> float:
+def slowdown_of_learner(beside: float, cores: int) -> float:
     """Return by how much the learner is slower beside an engine that is slower by `beside`."""
-    cores = len(os.sched_getaffinity(0))
     return cores / (cores - 1.0 / beside) if beside > 1.0 and cores > 1 else 1.0
+
+
+def load_recording(path: Path) -> Recording:
+    """Read the folder of a finished run, or what `save_recording` wrote of one."""
+    if path.is_file():
+        return msgspec.json.decode(gzip.decompress(path.read_bytes()), type=Recording)
+    return read_recording(path)
+
+
+def save_recording(recording: Recording, folder: Path) -> Path:
+    """Write a run's service times, a few ten kB, into `folder`."""
+    path = folder / f"{recording.name}.json.gz"
+    path.write_bytes(gzip.compress(msgspec.json.encode(recording), mtime=0))
+    return path
 
 
 def read_recording(run_dir: Path) -> Recording:
@@ -90,6 +117,9 @@ def read_recording(run_dir: Path) -> Recording:
     for name in ("config.toml", "ledger.db", "metrics.jsonl", "trace.json"):
         if not (run_dir / name).is_file():
             raise SystemExit(f"{run_dir / name} is missing: name a finished run (telemetry.trace = true, the default)")
+    config = load_config(run_dir / "config.toml")
+    if config.algorithm.type == "fd" and config.feedback.type in ("anthropic", "openai", "self"):
+        raise SystemExit(f"{run_dir}: only runs whose feedback is made at once (ground_truth, ...) can be replayed")
     rows = [row for row in read_rows(run_dir / "metrics.jsonl") if row.get("time/step_s") is not None]
     if len(rows) < 2:
         raise SystemExit(f"{run_dir}: {len(rows)} steps are too few to replay")
@@ -102,9 +132,9 @@ def read_recording(run_dir: Path) -> Recording:
     parts = ("time/wait_for_batch_s", "time/learn_s", "time/stage_s")
     return Recording(
         name=run_dir.name,
-        config=load_config(run_dir / "config.toml"),
+        cores=len(os.sched_getaffinity(0)),
+        schedule=_schedule(config, len(rows)),
         total_s=rows[-1]["time/elapsed_s"],
-        steps=len(rows),
         turns=[_turns(rollout) for rollout in rollouts if rollout.turns],
         prompt_tokens=round(sum(len(r.prompt_ids) for r in rollouts) / len(rollouts)),
         speed=_speed(generating, {r.id: r for r in rollouts}, learning),
@@ -116,6 +146,20 @@ def read_recording(run_dir: Path) -> Recording:
             for row, stall in zip(rows, stall_s, strict=True)
         ],
         stall_s=stall_s,
+    )
+
+
+def _schedule(config: RunConfig, steps: int) -> Schedule:
+    return Schedule(
+        mode=config.run.mode,
+        max_staleness=0 if config.run.mode == "sync" else config.admission.max_staleness,
+        prompts_per_step=config.learner.prompts_per_step,
+        samples_per_prompt=config.rollout.samples_per_prompt,
+        concurrency=config.rollout.concurrency,
+        max_num_seqs=config.policy.max_num_seqs,
+        max_response_tokens=config.rollout.max_response_tokens,
+        algorithm=config.algorithm.type,
+        steps=steps,
     )
 
 
@@ -134,7 +178,7 @@ def _turns(rollout: Rollout) -> list[Turn]:
         Turn(
             sampled_tokens=sampled,
             tool_tokens=tokens,
-            check_s=seconds + extra_s if has_tool else None,
+            check_s=round(seconds + extra_s, 4) if has_tool else None,
             proves=has_tool and index == last,  # whatever ended it, nothing followed
         )
         for index, (sampled, tokens, seconds, has_tool) in enumerate(found)
@@ -199,9 +243,9 @@ def _fit(seconds: dict[tuple[int, bool], float], tokens: dict[tuple[int, bool], 
         if alone > 0 and shared > 0:
             weight += min(alone_s, shared_s)
             ratio += min(alone_s, shared_s) * (shared_s / shared) / (alone_s / alone)
-    beside = max(1.0, ratio / weight) if weight else float("nan")
+    beside = max(1.0, ratio / weight) if weight else None
     points = [
-        (number, passed * number / tokens[number, shared] / (beside if shared and weight else 1.0), passed)
+        (number, passed * number / tokens[number, shared] / ((beside or 1.0) if shared else 1.0), passed)
         for (number, shared), passed in seconds.items()
         if tokens[number, shared] > 0
     ]

@@ -93,7 +93,7 @@ def what_if(figures: Figures, best: Setting) -> list[tuple[Setting, Figures]]:
 
 def periods(bound: int, quick: bool) -> int:
     """Return how many times S + 1 steps are measured."""
-    return -(-(5 if quick else 24) // (bound + 1))
+    return -(-(5 if quick else 12) // (bound + 1))
 
 
 def row_of(result: Simulated, baseline_s: float, figures: Figures) -> dict[str, Any]:
