@@ -83,7 +83,8 @@ class Policy(Table, frozen=True):
         int, _d("Restarts of a dead engine without a successful push between them; the next death ends the run.", ge=0)
     ] = 3
     heartbeat_s: Annotated[
-        float, _d("An engine that does not answer for this long is taken for dead, seconds; 0: never.", ge=0)
+        float,
+        _d("An engine that does not answer for this long, pushes apart, is taken for dead, seconds; 0: never.", ge=0),
     ] = 120.0
     max_num_seqs: Annotated[int, _d("Sequences that vLLM batches at once.", gt=0)] = 256
     max_model_len: Annotated[int, _d("Longest prompt + response, tokens.", gt=0)] = 10240
@@ -108,7 +109,9 @@ class Policy(Table, frozen=True):
         bool, _d("Prepare new weights beside the serving ones, in host memory: a short stall for one more copy.")
     ] = True
     start_timeout_s: Annotated[float, _d("Engine start-up deadline, seconds.", gt=0)] = 900.0
-    generate_timeout_s: Annotated[float, _d("Deadline of one generate call, seconds.", gt=0)] = 1800.0
+    generate_timeout_s: Annotated[
+        float, _d("Deadline of one generate call, seconds; begins anew when its engine was replaced.", gt=0)
+    ] = 1800.0
     push_timeout_s: Annotated[float, _d("Deadline of each phase of a push, seconds.", gt=0)] = 300.0
     probe_tolerance: Annotated[
         float,
