@@ -291,3 +291,12 @@ def test_a_thread_that_hangs_does_not_keep_the_process() -> None:
         "module._LEAVE_S = 0.2; threading.Thread(target=time.sleep, args=(600,)).start(); sys.exit(module.leave(6))"
     )
     assert subprocess.run([sys.executable, "-c", script], cwd=CHECKOUT, timeout=30, check=False).returncode == 6
+
+
+@pytest.mark.parametrize("more", [["--config", "x.toml"], ["--set", "run.seed=1"], ["--resume"], ["--dry-run"]])
+def test_a_replay_takes_no_other_configuration(
+    more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It repeats a run as it was; anything else would be another run."""
+    assert main(["run", "--replay", str(tmp_path), *more]) == 2
+    assert "--replay repeats a run as it was" in capsys.readouterr().err

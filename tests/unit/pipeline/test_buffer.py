@@ -171,3 +171,70 @@ async def test_random_schedules_keep_the_bound_and_train_every_group_once(seed: 
     assert len(trained) == len(set(trained)) == batch * steps
     assert set(trained) | dropped == set(range(max(trained) + 1))
     assert buffer.num_outstanding == 0
+
+
+async def test_a_resume_starts_no_burst() -> None:
+    """What the ledger brings back takes its slots: new prompts wait until steps have made room again."""
+    buffer = make_buffer(batch=2, max_staleness=1, version=5)
+    for ordinal in range(7):  # more than the four that may be under way
+        await buffer.restore(ordinal, 5, 1, [], generating=1)
+    assert buffer.capacity == -3
+    assert await blocks(buffer.admit(7))
+    for ordinal in range(7):
+        await buffer.ready(ordinal, "x")
+    for version in (6, 7):
+        await buffer.cut()
+        await buffer.publish(version)
+    assert await buffer.admit(7) == 7
+    assert await blocks(buffer.admit(8))
+
+
+async def test_every_change_is_noted_in_its_order() -> None:
+    """A listener hears what the buffer is, and then what happens to it."""
+    notes: list[tuple[str, str, int]] = []
+    buffer = make_buffer(batch=1, max_staleness=0)
+    buffer.listen(lambda *note: notes.append(note))
+    await buffer.admit(0)
+    await buffer.drop(0)
+    await buffer.admit(1)
+    await buffer.ready(1, "x")
+    await buffer.give_back(await buffer.cut())
+    await buffer.cut()
+    await buffer.publish(1)
+    await buffer.restore(9, 4, 1, ["x"], generating=0)
+    kinds = "opened admitted dropped admitted ready cut given_back cut published restored"
+    assert " ".join(kind for kind, _, _ in notes) == kinds
+    assert notes[0] == ("opened", "1 0 1 1 1000", 0)
+    assert notes[-1] == ("restored", "9 1 1", 4)
+
+
+async def test_only_those_are_woken_whose_wait_is_over() -> None:
+    """Restored attempts wait for a version; attempts that end do not touch them."""
+    buffer = make_buffer(batch=1, max_staleness=0)
+    begun: list[int] = []
+    wakes = 0
+
+    async def begin(version: int) -> None:
+        await buffer.begin(version)
+        begun.append(version)
+
+    wait = buffer._published.wait
+
+    async def counted() -> None:
+        nonlocal wakes
+        await wait()
+        wakes += 1
+
+    async with anyio.create_task_group() as tasks:
+        buffer._published.wait = counted  # type: ignore[method-assign]
+        for _ in range(100):
+            tasks.start_soon(begin, 1)
+        await buffer.admit(0)
+        await anyio.lowlevel.checkpoint()
+        await anyio.lowlevel.checkpoint()
+        await buffer.ready(0, "x")
+        await buffer.cut()
+        await anyio.lowlevel.checkpoint()
+        assert wakes == 0
+        await buffer.publish(1)
+    assert begun == [1] * 100
