@@ -184,6 +184,11 @@ class Rollout(Struct, frozen=True, kw_only=True, omit_defaults=True):
     def oldest_version(self) -> int:
         return min((span.version for span in self.spans), default=0)
 
+    @property
+    def newest_version(self) -> int:
+        """Version that wrote the last token, about which feedback was asked."""
+        return max((span.version for span in self.spans), default=0)
+
 
 class ToolState(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What the tools of an attempt remember between two turns."""

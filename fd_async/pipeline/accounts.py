@@ -86,6 +86,10 @@ class Accounts:
         row["loop/lag_max_ms"] = self._lag.max_ms()
         row["tokens/under_way"] = self._totals.tokens_under_way
         row["disk/ledger_mib"] = self._parts.ledger.statistics()["bytes"] / 2**20
+        provider = self._parts.provider.statistics()
+        if self._parts.config.feedback.outage == "fallback":
+            row["feedback/fallback_usd"] = provider.get("fallback_usd")
+        row["feedback/outage_s"] = provider.get("outage_s")
         row |= {f"usd/{name}": usd for name, usd in _usd_columns(self._usd()).items()}
         return {key: value for key, value in row.items() if value is not None}
 

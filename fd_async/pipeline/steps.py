@@ -65,11 +65,15 @@ def step_row(
     """
     rollouts = [item.rollout for item in items]
     verifier, provider = parts.verifier.statistics(), parts.provider.statistics()
+    trained_at = state.step - 1
+    feedback_ages = [max(0, trained_at - rollout.newest_version) for rollout in rollouts]
     row: dict[str, float | int | None] = dict(known)
     row |= {
         "weight_version": parts.engine.weight_version,
         "staleness/mean": _mean(facts.ages),
         "staleness/max": max(facts.ages, default=0),
+        "staleness/feedback_mean": _mean(feedback_ages),
+        "staleness/feedback_max": max(feedback_ages, default=0),
         "queue/depth": state.buffer.num_finished,
         "tokens/generated": state.tokens_generated,
         "tokens/trained": state.tokens["trained"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ import psutil
 from fd_async.config.files import is_hub_id
 from fd_async.config.schema import RunConfig
 from fd_async.preflight.findings import Finding, needed
+from fd_async.telemetry.external import is_installed
 
 GIB = 2**30
 _PROBE_TIMEOUT_S = 10.0
@@ -150,6 +152,23 @@ def _feedback_key(config: RunConfig) -> Iterator[Finding]:
         )
 
 
+def _sinks(config: RunConfig) -> Iterator[Finding]:
+    for name in config.telemetry.sinks:
+        advice = f"pip install {name}, or take it out of telemetry.sinks"
+        yield needed(is_installed(name), name, _version(name) or "not installed", advice)
+
+
+def _port(config: RunConfig) -> Iterator[Finding]:
+    host, port = config.telemetry.prometheus_host, config.telemetry.prometheus_port
+    if port:
+        try:
+            with socket.create_server((host, port)):
+                yield Finding("ok", "/metrics", f"{host}:{port} is free")
+        except OSError as error:
+            advice = "change telemetry.prometheus_port or prometheus_host, or set the port to 0"
+            yield Finding("missing", "/metrics", f"{host}:{port}: {error.strerror or error}", advice)
+
+
 PROBES: tuple[Callable[[RunConfig], Iterator[Finding]], ...] = (
     _config,
     _python,
@@ -160,5 +179,7 @@ PROBES: tuple[Callable[[RunConfig], Iterator[Finding]], ...] = (
     _staging,
     _model,
     _feedback_key,
+    _sinks,
+    _port,
 )
 """In the order of the report."""

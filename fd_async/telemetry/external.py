@@ -34,14 +34,15 @@ CLOSE_S = 5.0
 
 def demand_packages(sinks: list[str]) -> None:
     """Raise PreflightError naming the packages of `telemetry.sinks` that are not installed."""
-    if missing := [sink for sink in sinks if not _is_installed(sink)]:
+    if missing := [sink for sink in sinks if not is_installed(sink)]:
         raise PreflightError(
             f"telemetry.sinks names {', '.join(missing)}, not installed here: pip install {' '.join(missing)}, "
             "or take it out of telemetry.sinks"
         )
 
 
-def _is_installed(package: str) -> bool:
+def is_installed(package: str) -> bool:
+    """Say whether a package can be imported, without importing it."""
     spec = find_spec(package)
     return spec is not None and spec.origin is not None  # a folder of that name, as wandb makes one, has no origin
 

@@ -49,6 +49,9 @@ _TRACKS = {
 }
 """Stage -> the groups that show it; all others are the learner's."""
 
+_ABOUT = {"server": "engine", "provider": "feedback", "fallback": "feedback"}
+"""First word of what happened -> the group that it is shown with, where that is no group itself."""
+
 _NESTED = "attempts"
 """The group in which an item has a slice of its own around those of its stages."""
 
@@ -186,8 +189,8 @@ class _Writer:
 
     def event(self, now: float, kind: str, detail: Mapping[str, Any]) -> None:
         """Mark a moment on the track of whom it is about, `run` where that is not known."""
-        group = kind.split("_")[0]
-        self._add("i", kind, group if group in GROUPS else "run", 0, now, args=dict(detail))
+        about = kind.replace("_", " ").split(" ")[0]
+        self._add("i", kind, about if about in GROUPS else _ABOUT.get(about, "run"), 0, now, args=dict(detail))
 
     def count(self, now: float, snapshot: Mapping[str, Any], _: None) -> None:
         """Draw those counters that changed."""

@@ -17,7 +17,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from fd_async.telemetry import trace as module
-from fd_async.telemetry.trace import Trace
+from fd_async.telemetry.trace import GROUPS, Trace
 
 
 class Clock:
@@ -81,6 +81,8 @@ def test_the_learner_shows_what_it_does_and_a_push_also_shows_at_the_engine(tmp_
     for clock.now, item, stage in moves:
         trace.moved(item, "", stage)
     trace.event("engine_died", "EngineDeadError", {"pid": 7})
+    trace.event("provider down", "no answer", {})
+    trace.event("anything else", "", {})
     trace.snapshot({"ready": 3, "usd": None, "engine": {"kv_usage": 0.5}, "stages": {"tools": 2}})
     trace.close()
     events = read(tmp_path / "trace.json")
@@ -88,8 +90,10 @@ def test_the_learner_shows_what_it_does_and_a_push_also_shows_at_the_engine(tmp_
         ("learner", 1): [("waiting", 0, 2), ("learning", 2, 5), ("pushing", 5, 6)],
         ("engine", 1): [("pushing", 5, 6)],
     }
-    assert [(e["name"], e["args"]) for e in events if e["ph"] == "i"] == [
-        ("engine_died", {"subject": "EngineDeadError", "pid": 7})
+    assert [(GROUPS[e["pid"] - 1], e["name"], e["args"]) for e in events if e["ph"] == "i"] == [
+        ("engine", "engine_died", {"subject": "EngineDeadError", "pid": 7}),
+        ("feedback", "provider down", {"subject": "no answer"}),
+        ("run", "anything else", {"subject": ""}),
     ]
     assert {e["name"]: e["args"]["value"] for e in events if e["ph"] == "C"} == {
         "ready": 3, "engine kv_usage": 0.5, "items tools": 2,
