@@ -22,7 +22,6 @@ Invariants:
 from __future__ import annotations
 
 import heapq
-from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
@@ -117,8 +116,8 @@ class Admission:
         self._bound: Hold | None = None
         self._bound_at: float | None = None
         self._held_since = anyio.current_time()
-        self._held_s = Counter[str]()
-        self._row_s = Counter[str]()
+        self._held_s = dict.fromkeys(CAUSES, 0.0)
+        self._row_s = dict(self._held_s)
         """Of it, what the row before has told."""
 
     async def run(self) -> None:
@@ -169,13 +168,13 @@ class Admission:
         self._account(self._hold())
         limit = min(self._config.rollout.concurrency, self._kv.limit)
         held = {f"{cause}_s": self._held_s[cause] for cause in CAUSES}
-        return {"under_way": self._under_way, "waiting": self._num_waiting, "limit": limit} | held
+        return {"under_way": self._under_way, "waiting": self._num_waiting, "limit": limit, **held}
 
     def row(self) -> dict[str, float | int | None]:
         """Return the columns of a step; seconds are those since the row before."""
         said = self.statistics()
         held = {f"admission/{cause}_s": self._held_s[cause] - self._row_s[cause] for cause in CAUSES}
-        self._row_s = Counter(self._held_s)
+        self._row_s = dict(self._held_s)
         return {"admission/limit": said["limit"], **held}
 
     def waits(self) -> list[Wait]:

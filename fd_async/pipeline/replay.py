@@ -23,7 +23,7 @@ from msgspec import Struct
 
 from fd_async.data.ledger.recorded import Event, read_batches, read_events, read_trained
 from fd_async.errors import PreflightError
-from fd_async.pipeline.buffer import Group, RolloutBuffer
+from fd_async.pipeline.buffer import Group, Note, RolloutBuffer
 from fd_async.pipeline.replay_decisions import decide_again, differs_from
 from fd_async.pipeline.state import Finished, Parts, RunState
 from fd_async.pipeline.training import TrainingLoop
@@ -88,6 +88,9 @@ class ReplayBuffer(RolloutBuffer[Finished]):
             last_version=0,
         )
         self._parts, self._state, self._recorded = parts, state, recorded
+
+    def listen(self, note: Note) -> None:
+        """Tell nothing: a replay decides nothing."""
 
     async def cut(self) -> list[Group[Finished]]:
         """Return the batch of the next step, recorded in the replay's own ledger."""
@@ -216,6 +219,7 @@ def compare(
     """
     again = {row["step"]: row for row in rows if row.get("loss") is not None}
     before = {row["step"]: row for row in recorded.rows if row.get("loss") is not None}
+    has_decided = any(event.kind == "opened" for event in recorded.events)  # not if it was a replay itself
     decisions = decide_again(recorded.events)
     ordinals = [list(dict.fromkeys(int(i.split("-")[1]) for i in batch)) for batch in recorded.batches]
     mine, theirs = _weights(events), _weights(recorded.events)
@@ -224,7 +228,7 @@ def compare(
         _first_difference(before, again, names)
         or _different_weights(theirs, mine)
         or decisions.difference
-        or differs_from(decisions, ordinals)
+        or (differs_from(decisions, ordinals) if has_decided else "")
     )
     return Comparison(
         num_steps=len(again),

@@ -27,7 +27,8 @@ def digest(staged: StagedWeights) -> str:
 def fingerprint(config: RunConfig) -> str:
     """Return what else the last bit of a sum depends on: versions, processor, threads."""
     facts = [f"{package} {_version(package)}" for package in _PACKAGES]
-    threads = config.learner.cpu_threads or os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    threads = config.learner.cpu_threads or os.environ.get("OMP_NUM_THREADS") or cores
     where = "GPU" if config.learner.gpus else f"{_processor()}, {threads} threads per rank"
     return ", ".join([*facts, where])
 
