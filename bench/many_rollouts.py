@@ -11,8 +11,8 @@ Each size runs in a process of its own: it fills until attempts have come and go
     lag_p99_ms      how late a sleeper of 20 ms wakes, over the whole time, filling included
     kb_per_rollout  growth of resident memory from before the first attempt until all are in flight, less 12 bytes per
                     token held (id and log-prob); what 100 in flight take (code, threads, caches) is taken off, and the
-                    rest shared among those that are more. `kb_traced`: likewise, what tracemalloc sees of Python's
-                    objects, in processes of their own since it is slow
+                    rest shared among those that are more. `kb_traced`: what tracemalloc sees of Python's objects, less
+                    the tokens, shared among all; in a process of its own since it is slow
     cpu_ms_per_turn CPU time of the process, all threads, over the turns that ended while measured
 
 On a machine that others use too the lag is theirs: `--realtime` asks the system to schedule this process first.
@@ -369,7 +369,6 @@ def main() -> None:
     many, rate = (1_500, 100.0) if chosen.quick else (10_000, 100.0)
     few = child(100, rate, 2.0, 5.0 if chosen.quick else 20.0, False)
     result = child(many, rate, 0.7 if chosen.quick else 1.2, 5.0 if chosen.quick else 60.0, False)
-    traced_few = child(100, rate, 2.0, 1.0, True)
     traced = child(many, rate, 0.4, 1.0, True)
     emit(
         {
@@ -378,7 +377,7 @@ def main() -> None:
             "lag_p99_ms": result["lag_p99_ms"],
             "lag_max_ms": result["lag_max_ms"],
             "kb_per_rollout": marginal(few, result),
-            "kb_traced": marginal(traced_few, traced),
+            "kb_traced": traced["kb"] / traced["in_flight"],
             "cost_ratio": result["cpu_ms_per_rollout"] / few["cpu_ms_per_rollout"],
             "cpu_ms_per_turn": result["cpu_ms_per_turn"],
             "cpu_ms_per_rollout": result["cpu_ms_per_rollout"],
