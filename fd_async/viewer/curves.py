@@ -22,7 +22,11 @@ CHARTS: tuple[tuple[str, str, str, tuple[tuple[str, str], ...]], ...] = (
         ("shared with the policy's top K", "policy/topk_overlap"))),
     ("Distinct names in accepted proofs, since the start", "names", "line", (
         ("lemmas", "proofs/lemmas_total"), ("tactics", "proofs/tactics_total"))),
-    ("Staleness", "versions", "line", (("mean", "staleness/mean"), ("max", "staleness/max"))),
+    ("Staleness", "versions", "line", (
+        ("mean", "staleness/mean"), ("max", "staleness/max"), ("feedback, mean", "staleness/feedback_mean"))),
+    ("Idle share", "share", "line", (
+        ("learner", "idle/learner"), ("engine", "idle/engine"), ("verifier", "idle/verifier"),
+        ("feedback", "idle/feedback"))),
     ("Queue", "samples", "line", (("depth", "queue/depth"),)),
     ("Tokens per step", "tokens", "line", (("generated", "tokens/generated"), ("trained", "tokens/trained"),
                                            ("dropped", "tokens/dropped"))),

@@ -25,8 +25,9 @@ from fd_async.errors import PreflightError
 from fd_async.telemetry.progress import decimal, duration, percent, short
 from fd_async.telemetry.redact import redact
 from fd_async.telemetry.sinks import read_rows, replace_file
+from fd_async.viewer.accounts import books
 from fd_async.viewer.attempts import attempt
-from fd_async.viewer.curves import accounting, charts, evaluation, merge_rows, points, total
+from fd_async.viewer.curves import charts, evaluation, merge_rows, points, total
 
 DEFAULT_ATTEMPTS = 300
 _TEMPLATE = Path(__file__).parent / "template"
@@ -62,7 +63,7 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
             period=_period(run_dir, status),
             totals=_totals(rows, len(records), len(records) >= limit),
             evaluation=evaluation(rows),
-            accounting=accounting(rows, status.get("tokens") or {}),
+            books=books(rows, status),
             num_attempts=len(records),
             config_text=redact(config_text),
             style=Markup((_TEMPLATE / "report.css").read_text(encoding="utf-8")),
@@ -89,7 +90,7 @@ def _environment() -> Environment:
         loader=FileSystemLoader(_TEMPLATE), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters.update(percent=percent, short=short, decimal=decimal, grouped=lambda number: f"{number:,.0f}")
+    environment.filters.update(percent=percent, short=short, decimal=decimal)
     return environment
 
 
