@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ import pytest
 
 from fd_async.learner.checkpoints import list_checkpoints
 from fd_async.telemetry.sinks import read_rows
-from tests.integration.test_loop import family, last_step, start, wait_until
+from tests.integration import test_loop
+from tests.integration.test_loop import family, last_step
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -33,10 +34,14 @@ class Home:
 
     def __init__(self, runs: Path, temporary: Path) -> None:
         self.runs, self.temporary = runs, temporary
+        self.processes: list[subprocess.Popen[str]] = []
 
     def start(self, name: str, *options: str, **sets: Any) -> subprocess.Popen[str]:
         """Start fd-run with a small learner that is saved at every second step."""
-        return start("tiny_fd", self.runs, name, *options, **{"learner__cpu_threads": 1} | sets)
+        self.processes.append(
+            test_loop.start("tiny_fd", self.runs, name, *options, **{"learner__cpu_threads": 1} | sets)
+        )
+        return self.processes[-1]
 
     def output(self, name: str) -> str:
         return (self.runs / f"{name}.out").read_text()
@@ -67,11 +72,20 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     temporary = Path(tempfile.mkdtemp(prefix="fdt"))
     before = os.environ.get("TMPDIR")
     os.environ["TMPDIR"] = str(temporary)
-    yield Home(tmp_path_factory.mktemp("runs"), temporary)
+    home = Home(tmp_path_factory.mktemp("runs"), temporary)
+    yield home
+    for process in home.processes:  # of a test that failed; all that it started leaves with it
+        process.kill()
+        process.wait(10)
     os.environ.pop("TMPDIR")
     if before is not None:
         os.environ["TMPDIR"] = before
     shutil.rmtree(temporary, ignore_errors=True)
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Wait, also where the machine is busy with other things."""
+    test_loop.wait_until(condition, process, seconds=400)
 
 
 def children(process: subprocess.Popen[str], word: str) -> list[psutil.Process]:
@@ -182,3 +196,16 @@ def test_a_signal_while_parts_start_leaves_nothing(home: Home, asked: signal.Sig
     home.ends(process, members, 130, name)
     assert time.monotonic() - began < 45
     assert not list_checkpoints(home.runs / name / "checkpoints")
+
+
+def test_a_signal_to_every_process_of_a_job_still_leaves_a_checkpoint(home: Home) -> None:
+    """Slurm may signal ranks, vLLM and verifier too: 130 within run.shutdown_s, and the last step is kept."""
+    process = home.start("job", run__max_steps=200, checkpoint__every_steps=0, run__shutdown_s=60)
+    wait_until(lambda: last_step(home.runs / "job") >= 2, process)
+    members = family(process.pid)
+    asked = time.monotonic()
+    for member in members:
+        member.terminate()
+    home.ends(process, members, 130, "job")
+    assert time.monotonic() - asked < 60
+    assert list(list_checkpoints(home.runs / "job" / "checkpoints")) == [last_step(home.runs / "job")]
