@@ -182,8 +182,7 @@ class Admission:
         text = self.binding
         if not text:
             return []
-        first = min((entry for entry in self._gate if not entry[-1].is_gone), default=None, key=lambda entry: entry[:4])
-        oldest = f"prompt {first[1]}" if first else "the next prompt"
+        oldest = f"prompt {self._gate[0][1]}" if self._num_waiting else "the next prompt"
         seconds = round(anyio.current_time() - self._held_since, 1)
         return [Wait("admission", max(1, self._num_waiting), oldest, seconds, text, "run.stall_abort_s")]
 
