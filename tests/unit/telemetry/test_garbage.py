@@ -23,8 +23,7 @@ def test_only_young_objects_are_walked_inside() -> None:
     with garbage.calm_collector():
         assert gc.get_freeze_count() > 0
         count = full_collections()
-        for number in range(30 * garbage.YOUNG):
-            kept.append([number])
+        kept.extend([number] for number in range(30 * garbage.YOUNG))
         assert full_collections() == count
     assert gc.get_threshold() == before
     assert gc.get_freeze_count() == 0
@@ -34,9 +33,6 @@ async def test_everything_is_walked_now_and_then(monkeypatch: pytest.MonkeyPatch
     """Cycles that outlived their youth do not pile up."""
     monkeypatch.setattr(garbage, "FULL_EVERY_S", 0.001)
     count = full_collections()
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(garbage.collect_now_and_then)
-        with anyio.fail_after(10):
-            while full_collections() < count + 2:
-                await anyio.sleep(0.001)
-        tasks.cancel_scope.cancel()
+    with anyio.move_on_after(0.1):
+        await garbage.collect_now_and_then()
+    assert full_collections() > count
