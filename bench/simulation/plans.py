@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from functools import lru_cache
+from typing import Protocol
 
 from msgspec import Struct
 
@@ -33,7 +33,17 @@ class Turn(Struct, frozen=True, array_like=True):
     proves: bool = False
 
 
-class Plans:
+class Plans(Protocol):
+    """Knows what the attempt of a ticket will do."""
+
+    max_response_tokens: int
+
+    def prompt_tokens(self, ticket_id: str) -> int: ...
+
+    def turns(self, ticket_id: str) -> list[Turn]: ...
+
+
+class DrawnPlans:
     """Draws the turns of an attempt from a configured distribution."""
 
     def __init__(self, attempts: Attempts, seed: int) -> None:
@@ -42,13 +52,19 @@ class Plans:
         self._seed = seed
         checks, self.source = load_checks(None)
         self._check_s = [LIMIT_S if check.seconds is None else check.seconds for check in checks]
-        self.turns = lru_cache(maxsize=None)(self._turns)
+        self._drawn: dict[str, list[Turn]] = {}
 
     def prompt_tokens(self, ticket_id: str) -> int:
         return self.attempts.prompt_tokens
 
-    def _turns(self, ticket_id: str) -> list[Turn]:
-        """Return the turns of one attempt: log-normal tokens, shared out between checks; the last one may prove."""
+    def turns(self, ticket_id: str) -> list[Turn]:
+        """Return the turns of one attempt."""
+        if ticket_id not in self._drawn:
+            self._drawn[ticket_id] = self._draw(ticket_id)
+        return self._drawn[ticket_id]
+
+    def _draw(self, ticket_id: str) -> list[Turn]:
+        """Draw log-normal tokens, shared out between checks; the last one may prove."""
         chance, a = random.Random(f"{self._seed}/{ticket_id}"), self.attempts
         checks = chance.randint(a.min_checks, a.max_checks)
         total = math.exp(chance.gauss(math.log(a.response_median_tokens), a.response_sigma))

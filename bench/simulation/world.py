@@ -18,7 +18,7 @@ from msgspec import Struct
 
 from bench.simulation import clock
 from bench.simulation.engine import EngineFigures, SimulatedEngine
-from bench.simulation.plans import Attempts, Plans
+from bench.simulation.plans import Attempts, DrawnPlans, Plans
 from bench.simulation.standins import (
     FeedbackFigures,
     LeanFigures,
@@ -201,7 +201,7 @@ def make_config(setting: Setting, figures: Figures, plans: Plans) -> RunConfig:
 
 def simulate(setting: Setting, figures: Figures, *, seed: int = 0, plans: Plans | None = None) -> Simulated:
     """Run one schedule to its end; equal arguments give equal results, bit for bit."""
-    return run_world(lambda: World(setting, figures, plans or Plans(figures.attempts, seed), seed), seed)
+    return run_world(lambda: World(setting, figures, plans or DrawnPlans(figures.attempts, seed), seed), seed)
 
 
 def run_world(make: Callable[[], World], seed: int = 0) -> Simulated:

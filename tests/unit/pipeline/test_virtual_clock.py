@@ -13,7 +13,7 @@ import pytest
 
 from bench.simulation import clock
 from bench.simulation.engine import EngineFigures, SimulatedEngine
-from bench.simulation.plans import Plans, Turn
+from bench.simulation.plans import DrawnPlans, Turn
 from bench.simulation.world import Setting, World, load_figures, simulate
 from fd_async.errors import StallDetected, first_cause
 from fd_async.types import StepReport, TrainingSample
@@ -117,7 +117,7 @@ def test_a_learner_that_never_answers_is_a_stall_after_half_an_hour(tmp_path: Pa
 
     async def main() -> None:
         figures = load_figures()
-        world = World(setting, figures, Plans(figures.attempts, 0), 0)
+        world = World(setting, figures, DrawnPlans(figures.attempts, 0), 0)
         world.learner.step = hang  # type: ignore[method-assign]
         async with world.controller(tmp_path) as (controller, _):
             await controller.run()
@@ -132,12 +132,16 @@ def test_a_learner_that_never_answers_is_a_stall_after_half_an_hour(tmp_path: Pa
     assert "learning" in str(error)
 
 
-class _Fixed(Plans):
+class _Fixed:
     """One turn per ticket, of a given length."""
 
+    max_response_tokens = 10_000
+
     def __init__(self, tokens: dict[str, int]) -> None:
-        super().__init__(load_figures().attempts, 0)
         self._tokens = tokens
 
-    def _turns(self, ticket_id: str) -> list[Turn]:
+    def prompt_tokens(self, ticket_id: str) -> int:
+        return 1
+
+    def turns(self, ticket_id: str) -> list[Turn]:
         return [Turn(self._tokens[ticket_id])]
