@@ -4,7 +4,7 @@ Invariants:
 - What the headers say is left is spread evenly until the reset, so a bucket that refills all the time settles half
   full at its full rate, and a fixed window is not emptied in its first second. Nothing left: wait for the reset.
 - A reading is forgotten at its reset, and no reset is further away than its cap: no header can hold us for good.
-- A refusal without such headers halves the requests at once, one answer after another takes them back.
+- A refusal without such headers halves the requests at once; every second answer takes one back.
 """
 
 from __future__ import annotations
@@ -62,7 +62,10 @@ class Bucket:
 
 
 class Congestion:
-    """Requests at once: halved by a refusal, one more after each round of answers."""
+    """Requests at once: halved by a refusal, one more after every second answer.
+
+    Where refusals come by chance, as when the provider is short for everyone, a share p of them leaves about 1/p.
+    """
 
     def __init__(self, ceiling: int) -> None:
         self._ceiling = ceiling
@@ -82,4 +85,4 @@ class Congestion:
 
     def answered(self) -> None:
         """Creep back."""
-        self._allowed = min(float(self._ceiling), self._allowed + 1 / self._allowed)
+        self._allowed = min(float(self._ceiling), self._allowed + 0.5)
