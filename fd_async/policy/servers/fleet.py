@@ -58,15 +58,15 @@ class Fleet:
         return self._version
 
     def statistics(self) -> dict[str, float]:
-        """See `Engine.statistics`."""
-        serving = [member for member in self._members if member.state != "away"]
-        queued = sum(member.gauges.get("num_requests_waiting", 0.0) for member in serving)
+        """Return `Engine.statistics`, and `serving`: servers that take requests."""
+        reached = [member for member in self._members if member.state != "away"]
+        queued = sum(member.gauges.get("num_requests_waiting", 0.0) for member in reached)
         return {
-            "running": max(0.0, sum(len(member.stays) for member in serving) - queued),
+            "running": max(0.0, sum(len(member.stays) for member in reached) - queued),
             "waiting": self._num_waiting + queued,
-            "kv_usage": max((member.gauges.get("kv_cache_usage_perc", 0.0) for member in serving), default=0.0),
+            "kv_usage": max((member.gauges.get("kv_cache_usage_perc", 0.0) for member in reached), default=0.0),
             "tokens_generated": float(self._num_tokens),
-            "serving": float(len(serving)),
+            "serving": float(sum(member.state == "serving" for member in self._members)),
         }
 
     def on_change(self) -> None:

@@ -71,7 +71,7 @@ class World:
                 "start_timeout_s": 5.0,
                 "push_timeout_s": 2.0,
                 "generate_timeout_s": 20.0,
-                "heartbeat_s": 0.5,
+                "heartbeat_s": 5.0,
                 "probe_tolerance": 1e-6,
             }
             | policy,
@@ -317,7 +317,7 @@ async def test_a_server_that_comes_back_gets_the_weights_before_a_request(world:
         await world.until(lambda: world.said("server_lost"))
         first.seen.clear()
         await first.start()
-        await world.until(lambda: len(world.said("server_joined")) == 3)
+        await world.until(lambda: len(world.said("server_joined")) >= 3)
         assert first.weights == 1
         await world.servers[1].kill()
         is_whole(await world.generate(), 20, weights=1)
@@ -367,7 +367,7 @@ async def test_a_push_that_one_server_refuses_goes_on_with_the_other(world: Worl
             is_whole(await world.generate(), 20, weights=1)
         assert not [body for body in first.seen if body.get("stream")]
         first.faults.clear()
-        await world.until(lambda: first.weights == 1 and len(world.said("server_joined")) == 3)
+        await world.until(lambda: first.weights == 1 and len(world.said("server_joined")) >= 3)
         await second.kill()
         is_whole(await world.generate(), 20, weights=1)
 
@@ -466,17 +466,17 @@ async def test_requests_wait_while_servers_are_away_and_the_time_is_not_theirs(w
     results: list[Completion] = []
 
     async def one() -> None:
-        results.append(await world.generate())
+        results.append(await world.generate(3))
 
-    async with world.open(generate_timeout_s=0.3), anyio.create_task_group() as group:
+    async with world.open(generate_timeout_s=1.0), anyio.create_task_group() as group:
         for server in world.servers:
             await server.kill()
         await world.until(lambda: len(world.said("server_lost")) == 2)
         group.start_soon(one)
-        await anyio.sleep(0.5)
+        await anyio.sleep(1.2)
         await world.servers[0].start()
         await world.until(lambda: results)
-    is_whole(results[0], 20)
+    is_whole(results[0], 3)
 
 
 async def test_a_request_that_breaks_every_server_fails_alone(world: World) -> None:
