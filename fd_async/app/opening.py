@@ -53,6 +53,11 @@ async def open_lasting(
     Returns:
         What waits for the engine, which is still starting, and what makes the parts of a learner's life.
     """
+
+    def on_event(kind: str, text: str) -> None:
+        progress.message(f"{kind.replace('_', ' ')}: {text}")
+        observers.event(kind, text)
+
     ledger = await stack.enter_async_context(
         open_ledger(
             run_dir / "ledger.db",
@@ -66,14 +71,12 @@ async def open_lasting(
     provider = await stack.enter_async_context(
         open_provider(
             config.feedback if config.algorithm.type == "fd" else FeedbackTable(type="constant"),
+            fallback=config.fallback,
             spent_usd=ledger.spent_usd(),
+            on_event=on_event,
             generate_text=await _frozen_copy(stack, config, renderer, run_dir),
         )
     )
-
-    def on_event(kind: str, text: str) -> None:
-        progress.message(f"{kind.replace('_', ' ')}: {text}")
-        observers.event(kind, text)
 
     serving = serve(config, renderer, run_dir / "logs", on_event=on_event) if engine is None else nullcontext(engine)
     engine_ready = await stack.enter_async_context(in_background(serving))
@@ -147,8 +150,9 @@ async def serve(
 async def _frozen_copy(
     stack: AsyncExitStack, config: RunConfig, renderer: Renderer, run_dir: Path
 ) -> GenerateText | None:
-    """Serve the starting model a second time, never pushed to, for `feedback.type = "self"`."""
-    if config.algorithm.type != "fd" or config.feedback.type != "self":
+    """Serve the starting model a second time, never pushed to, where `[feedback]` or `[fallback]` is of type `self`."""
+    tables = [config.feedback, *([config.fallback] if config.feedback.outage == "fallback" else [])]
+    if config.algorithm.type != "fd" or all(table.type != "self" for table in tables):
         return None
     log_dir = run_dir / "logs" / "feedback"
     log_dir.mkdir(exist_ok=True)

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from msgspec import Struct
 
-from fd_async.config.schema import RunConfig
+from fd_async.config.schema import FeedbackTable, RunConfig
 
 
 class Problem(Struct, frozen=True):
@@ -77,26 +77,30 @@ def _algorithm(config: RunConfig) -> Found:
         yield ("algorithm.top_k",), "at most 4096 (the paper takes 25); the teacher keeps this many per token"
 
 
+def _sources(config: RunConfig) -> dict[str, FeedbackTable]:
+    """Name the tables of feedback that are read."""
+    tables: dict[str, FeedbackTable] = {"feedback": config.feedback}
+    return tables | ({"fallback": config.fallback} if config.feedback.outage == "fallback" else {})
+
+
 def _feedback(config: RunConfig) -> Found:
-    feedback = config.feedback
-    if config.algorithm.type == "fd" and feedback.type in ("anthropic", "openai") and not feedback.model:
-        yield (
-            ("feedback.model", "feedback.type"),
-            f'feedback.type = "{feedback.type}" needs a model, e.g. --config configs/feedback/{feedback.type}.toml',
-        )
-    if feedback.text and feedback.type != "constant":
-        yield ("feedback.text", "feedback.type"), 'is read only where feedback.type = "constant"'
-    prices = (feedback.usd_per_million_input_tokens, feedback.usd_per_million_output_tokens)
-    if feedback.type in ("anthropic", "openai") and feedback.max_usd and not all(prices):
-        yield (
-            ("feedback.max_usd",),
-            "cannot be watched without both prices: set feedback.usd_per_million_input_tokens"
-            " and feedback.usd_per_million_output_tokens",
-        )
+    for name, table in _sources(config).items():
+        if config.algorithm.type == "fd" and table.type in ("anthropic", "openai") and not table.model:
+            example = f", e.g. --config configs/feedback/{table.type}.toml" if name == "feedback" else ""
+            yield (f"{name}.model", f"{name}.type"), f'{name}.type = "{table.type}" needs a model{example}'
+        if table.text and table.type != "constant":
+            yield (f"{name}.text", f"{name}.type"), f'is read only where {name}.type = "constant"'
+        prices = (table.usd_per_million_input_tokens, table.usd_per_million_output_tokens)
+        if table.type in ("anthropic", "openai") and table.max_usd and not all(prices):
+            yield (
+                (f"{name}.max_usd",),
+                f"cannot be watched without both prices: set {name}.usd_per_million_input_tokens"
+                f" and {name}.usd_per_million_output_tokens",
+            )
 
 
 def _addresses(config: RunConfig) -> Found:
-    addresses = {"feedback.base_url": config.feedback.base_url}
+    addresses = {f"{name}.base_url": table.base_url for name, table in _sources(config).items()}
     if config.verifier.backend == "kimina":
         addresses["verifier.url"] = config.verifier.url
     for key, url in addresses.items():
@@ -114,6 +118,7 @@ def _secrets(config: RunConfig) -> Found:
     names = {
         "policy.servers_key_env": config.policy.servers_key_env,
         "feedback.api_key_env": config.feedback.api_key_env,
+        "fallback.api_key_env": config.fallback.api_key_env,
         "verifier.api_key_env": config.verifier.api_key_env,
     }
     for key, name in names.items():
@@ -207,14 +212,15 @@ def _pushes_to_servers(config: RunConfig) -> Found:
 
 
 def _times(config: RunConfig) -> Found:
-    run, feedback = config.run, config.feedback
+    run = config.run
     if run.stall_warn_s > run.stall_abort_s:
         yield ("run.stall_warn_s", "run.stall_abort_s"), f"must not exceed run.stall_abort_s = {run.stall_abort_s:g}"
-    if feedback.request_timeout_s > feedback.deadline_s:
-        yield (
-            ("feedback.request_timeout_s", "feedback.deadline_s"),
-            f"must not exceed feedback.deadline_s = {feedback.deadline_s:g}, which covers all retries",
-        )
+    for name, table in _sources(config).items():
+        if table.request_timeout_s > table.deadline_s:
+            yield (
+                (f"{name}.request_timeout_s", f"{name}.deadline_s"),
+                f"must not exceed {name}.deadline_s = {table.deadline_s:g}, which covers all retries",
+            )
 
 
 def _alarms(config: RunConfig) -> Found:

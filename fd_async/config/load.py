@@ -161,7 +161,7 @@ def _line(problem: checks.Problem, values: Mapping[str, Value], path: Path) -> s
     key = next((key for key in problem.keys if key in values), problem.keys[0])
     where = values[key].where if key in values else f"{path} (default)"
     table, name = key.split(".")
-    shown = "(hidden)" if name == "api_key_env" else _show(getattr(getattr(problem.config, table), name))
+    shown = "(hidden)" if name.endswith("key_env") else _show(getattr(getattr(problem.config, table), name))
     return f"{where}: {key} = {shown}: {problem.text}"
 
 

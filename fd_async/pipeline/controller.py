@@ -167,7 +167,7 @@ class Controller:
         while True:
             await anyio.sleep(min(1.0, config.stall_warn_s / 2))
             generated = self._parts.engine.statistics()["tokens_generated"]
-            if generated != tokens:
+            if generated != tokens or self._is_provider_awaited():
                 tokens = generated
                 board.progress()
             idle_s = anyio.current_time() - board.last_progress
@@ -183,6 +183,11 @@ class Controller:
                 stacks = await anyio.to_thread.run_sync(dump_stacks, self._parts.run_dir)
                 self._cut_off(f"{table}\nno progress for {idle_s:.0f} s (run.stall_abort_s); {stacks}")
                 return
+
+    def _is_provider_awaited(self) -> bool:
+        """Say whether the feedback provider is down, for which `feedback.max_outage_s` is the limit."""
+        outage_s = self._parts.provider.statistics().get("outage_s", 0.0)
+        return 0.0 < outage_s <= self._parts.config.feedback.max_outage_s
 
     def _waits(self) -> list[Wait]:
         state = self._state

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 
 from fd_async.config.files import is_hub_id
-from fd_async.config.schema import RunConfig
+from fd_async.config.schema import FeedbackTable, RunConfig
 from fd_async.preflight.findings import Finding, needed
 from fd_async.telemetry.external import is_installed
 
@@ -137,18 +137,24 @@ def _model(config: RunConfig) -> Iterator[Finding]:
 
 
 def _feedback_key(config: RunConfig) -> Iterator[Finding]:
-    table = config.feedback
+    if config.algorithm.type == "fd":
+        yield from _key_of(config.feedback, "feedback")
+        if config.feedback.outage == "fallback":
+            yield from _key_of(config.fallback, "fallback")
+
+
+def _key_of(table: FeedbackTable, which: str) -> Iterator[Finding]:
     usual = {"anthropic": "ANTHROPIC_API_KEY", "openai": "OPENAI_API_KEY"}
-    if config.algorithm.type != "fd" or table.type not in usual:
+    if table.type not in usual:
         return
     name = table.api_key_env or usual[table.type]
     if os.environ.get(name):
-        yield Finding("ok", "feedback key", f"{name} is set")
+        yield Finding("ok", f"{which} key", f"{name} is set")
     elif table.type == "openai" and table.base_url and not table.api_key_env:
-        yield Finding("note", "feedback key", f"{name} is not set", f"fine where {table.base_url} asks for none")
+        yield Finding("note", f"{which} key", f"{name} is not set", f"fine where {table.base_url} asks for none")
     else:
         yield Finding(
-            "missing", "feedback key", f"{name} is not set", f"export {name}=..., or set feedback.api_key_env"
+            "missing", f"{which} key", f"{name} is not set", f"export {name}=..., or set {which}.api_key_env"
         )
 
 

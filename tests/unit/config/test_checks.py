@@ -29,6 +29,7 @@ REFUSED = {
     "run.name=a/b": "plain folder name",
     "run.name=..": "plain folder name",
     "feedback.request_timeout_s=999": "feedback.deadline_s",
+    "fallback.api_key_env=sk-123": "NAME of an environment variable",
     'data.eval=["a/x.jsonl", "b/x.jsonl"]': "same stem",
 }
 
@@ -66,6 +67,9 @@ GPUS = ["policy.gpus=[0]", "learner.gpus=[1]"]
         (["eval.samples=4", "eval.temperature=0"], "the same"),
         (["feedback.type=openai", "feedback.model=m", "feedback.max_usd=1"], "both prices"),
         (["feedback.type=lean_output", "feedback.text=hello"], "constant"),
+        (["feedback.outage=fallback"], "fallback.type = .anthropic. needs a model"),
+        (["feedback.outage=fallback", "fallback.model=m", "fallback.max_usd=1"], "set fallback.usd_per_million_input"),
+        (["feedback.outage=fallback", "fallback.model=m", "fallback.base_url=host"], "http://"),
         (["alarms.action=rollback", "checkpoint.every_steps=0"], "checkpoints to go back to"),
         (["verifier.backend=kimina", "verifier.url=host:1"], "http://"),
         ([*SERVERS, "policy.push=nccl"], "take weights from files"),
