@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ MAX_ROWS = 1000
 CLOSE_S = 5.0
 
 
-def demand_packages(sinks: list[str]) -> None:
+def demand_packages(sinks: Sequence[str]) -> None:
     """Raise PreflightError naming the packages of `telemetry.sinks` that are not installed."""
     if missing := [sink for sink in sinks if not is_installed(sink)]:
         raise PreflightError(
