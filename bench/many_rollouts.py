@@ -10,8 +10,9 @@ Each size runs in a process of its own: it fills until attempts have come and go
 
     lag_p99_ms      how late a sleeper of 20 ms wakes, over the whole time, filling included
     kb_per_rollout  growth of resident memory from before the first attempt until all are in flight, less 12 bytes per
-                    token held (id and log-prob); what 100 in flight take (code, threads, caches) is taken off, and the
-                    rest shared among those that are more. `kb_traced`: what tracemalloc sees of Python's objects, less
+                    token of those in flight (id and log-prob); what a run of 100 takes (code, threads, caches) is taken
+                    off, and the rest shared among the attempts that are more: those in flight and those that wait,
+                    finished, for their batch. `kb_traced`: what tracemalloc sees of Python's objects, less
                     the tokens, shared among all; in a process of its own since it is slow
     cpu_ms_per_turn CPU time of the process, all threads, over the turns that ended while measured
 
@@ -248,17 +249,19 @@ class Meter:
             await anyio.sleep(fill_s)
             cpu, turns, started = time.process_time(), self._engine.turns, time.monotonic()
             filling = {"filling_lag_p99_ms": self._lag.p99_ms(), "filling_lag_max_ms": self._lag.max_ms()}
-            counts = []
+            counts, held = list[int](), list[int]()
             full = 0.0
             while time.monotonic() - started < measure_s:
                 await anyio.sleep(measure_s / 8)
                 counts.append(self._in_flight())
+                held.append(self._state.buffer.num_outstanding)
                 full = max(full, memory() - TOKEN_BYTES * self._engine.tokens_held)
             tasks.cancel_scope.cancel()
         turns = self._engine.turns - turns
         cpu_s = time.process_time() - cpu
         return {
             "in_flight": sum(counts) / len(counts),
+            "held": sum(held) / len(held),
             "lag_p99_ms": self._lag.p99_ms(),
             "lag_max_ms": self._lag.max_ms(),
             **filling,
@@ -377,7 +380,7 @@ def main() -> None:
             "lag_p99_ms": result["lag_p99_ms"],
             "lag_max_ms": result["lag_max_ms"],
             "kb_per_rollout": marginal(few, result),
-            "kb_traced": traced["kb"] / traced["in_flight"],
+            "kb_traced": traced["kb"] / traced["held"],
             "cost_ratio": result["cpu_ms_per_rollout"] / few["cpu_ms_per_rollout"],
             "cpu_ms_per_turn": result["cpu_ms_per_turn"],
             "cpu_ms_per_rollout": result["cpu_ms_per_rollout"],
@@ -391,7 +394,7 @@ def main() -> None:
 
 def marginal(few: dict[str, Any], many: dict[str, Any]) -> float:
     """Return the memory of one more attempt, kB."""
-    return (many["kb"] - few["kb"]) / (many["in_flight"] - few["in_flight"])
+    return (many["kb"] - few["kb"]) / (many["held"] - few["held"])
 
 
 if __name__ == "__main__":

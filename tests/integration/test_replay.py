@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -14,7 +16,7 @@ import pytest
 from fd_async.telemetry.sinks import read_rows
 
 ROOT = Path(__file__).parents[2]
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 SMALL = {
     "run.max_steps": "8",
@@ -30,13 +32,23 @@ SMALL = {
 }
 
 
-def fd_run(runs: Path, *options: str, **keys: str) -> subprocess.Popen[str]:
-    """Start fd-run below `runs`, its output in out.txt there."""
+@contextmanager
+def fd_run(runs: Path, *options: str, **keys: str) -> Iterator[subprocess.Popen[str]]:
+    """Run fd-run below `runs`, its output in out.txt there; nothing of it outlives the block."""
     command = [sys.executable, "-m", "fd_async.cli", "run", *options]
     for key, value in keys.items():
         command += ["--set", f"{key}={value}"]
     with (runs / "out.txt").open("a") as log:
-        return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True, text=True)
+        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True, text=True)
+    members: list[psutil.Process] = []
+    try:
+        yield process
+    finally:
+        with suppress(psutil.NoSuchProcess):
+            members = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        process.kill()
+        process.wait(10)
+        psutil.wait_procs(members, timeout=20)
 
 
 @pytest.fixture(scope="module")
@@ -44,18 +56,14 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Feedback Distillation run of 8 steps that was killed with SIGKILL after step 4 and resumed."""
     runs = tmp_path_factory.mktemp("runs")
     keys = SMALL | {"run.dir": f'"{runs}"'}
-    process = fd_run(runs, "--config", "configs/tiny_fd.toml", "--run", "a", **keys)
-    deadline = time.monotonic() + 200
-    while len(read_rows(runs / "a" / "metrics.jsonl")) < 4:
-        assert process.poll() is None, (runs / "out.txt").read_text()[-3000:]
-        assert time.monotonic() < deadline, "the run takes too long"
-        time.sleep(0.05)
-    members = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    process.kill()
-    process.wait(10)
-    psutil.wait_procs(members, timeout=20)
-    resumed = fd_run(runs, "--config", "configs/tiny_fd.toml", "--run", "a", "--resume", **keys)
-    assert resumed.wait(300) == 0, (runs / "out.txt").read_text()[-3000:]
+    with fd_run(runs, "--config", "configs/tiny_fd.toml", "--run", "a", **keys) as process:
+        deadline = time.monotonic() + 400
+        while len(read_rows(runs / "a" / "metrics.jsonl")) < 4:
+            assert process.poll() is None, (runs / "out.txt").read_text()[-3000:]
+            assert time.monotonic() < deadline, "the run takes too long"
+            time.sleep(0.05)
+    with fd_run(runs, "--config", "configs/tiny_fd.toml", "--run", "a", "--resume", **keys) as resumed:
+        assert resumed.wait(400) == 0, (runs / "out.txt").read_text()[-3000:]
     return runs / "a"
 
 
