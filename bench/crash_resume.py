@@ -8,7 +8,7 @@ killed with SIGKILL after a time drawn evenly from the length of an undisturbed 
 resumed; three in ten are killed twice, one in ten three times. Afterwards its ledger, its learner's state and the
 seller's book are compared with those of the undisturbed run.
 
-`--real N` does the same to N runs of configs/tiny_fd.toml with the real vLLM and learner.
+`--real N` does the same to N runs of configs/tiny_fd.toml with the real vLLM and learner (two to three minutes each).
 
 Keys: `runs`, `skipped` (ordinals), `repeated` (rollouts trained twice), `rebought` (answers that the ledger had), each
 summed over all runs; `broken` (what else did not hold, in words), `kills`, `killed_twice` (runs), `cut_off_calls`

@@ -134,7 +134,7 @@ async def run_life(config: RunConfig, run_dir: Path, socket: Path, stop: Stop, l
                 learner=learner,  # type: ignore[arg-type]
                 renderer=renderer,
                 verifier=verifier,
-                provider=Buyer(socket, run_dir.name, life),
+                provider=Buyer(socket, run_dir.name, life),  # type: ignore[arg-type]
                 ledger=ledger,
                 runner=runner,
                 order=StatementOrder(statements, 0),

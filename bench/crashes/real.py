@@ -33,7 +33,7 @@ from fd_async.telemetry.sinks import read_rows
 
 _ROOT = Path(__file__).parents[2]
 _STEPS, _BATCH = 6, 8
-_LIMIT_S = 400.0
+_LIMIT_S = 900.0
 _GONE_S = 30.0
 _ADVICE = "Read the goal once more, and then try the tactic that its shape asks for."
 _SETS = {
@@ -52,41 +52,53 @@ _SETS = {
 }
 
 
+class _End(msgspec.Struct, frozen=True):
+    """How a life ended."""
+
+    code: int
+    seconds: float
+    loop_s: float
+    """Part of it after everything had started."""
+
+
 def kill_real_runs(runs: int, seed: int) -> dict[str, Any]:
     """Run once undisturbed for the length, then kill and resume `runs` times; return the figures."""
     results = []
     with tempfile.TemporaryDirectory(prefix="fd-crashes-") as name, _Seller() as seller:
         folder = Path(name)
-        started = time.monotonic()
-        code = _live(folder, "undisturbed", seller, resume=False, kill_after_s=None)
-        length_s = time.monotonic() - started
-        if code:
-            raise RuntimeError(f"an undisturbed run ended with {code}: {_console(folder, 'undisturbed')}")
+        whole = _live(folder, "undisturbed", seller, resume=False, kill=None)
+        if whole.code:
+            raise RuntimeError(f"an undisturbed run ended with {whole.code}: {_console(folder, 'undisturbed')}")
         for number in range(runs):
             rng = random.Random(f"{seed} {number}")
-            results += [_kill_run(folder, f"run-{number}", seller, rng, length_s)]
+            results += [_kill_run(folder, f"run-{number}", seller, rng, whole)]
     summed = {key: sum(result[key] for result in results) for key in results[0] if key not in ("broken", "killed_at")}
     broken = [problem for result in results for problem in result["broken"]]
-    killed_at = [second for result in results for second in result["killed_at"]]
-    return {"runs": runs, **summed, "broken": broken, "killed_at_s": killed_at, "length_s": round(length_s, 1)}
+    killed_at = [instant for result in results for instant in result["killed_at"]]
+    return {"runs": runs, **summed, "broken": broken, "killed": killed_at, "length_s": round(whole.seconds, 1)}
 
 
-def _kill_run(folder: Path, name: str, seller: _Seller, rng: random.Random, length_s: float) -> dict[str, Any]:
-    """Kill one run once or twice, let it end, and look at what is left."""
+def _kill_run(folder: Path, name: str, seller: _Seller, rng: random.Random, whole: _End) -> dict[str, Any]:
+    """Kill one run once or twice, let it end, and look at what is left.
+
+    Half of the instants are drawn from the whole life, most of which is the start of vLLM, half from its loop.
+    """
     run_dir = folder / name
     recorded: list[frozenset[str]] = []
     deaths, continued = rng.choice((1, 1, 2)), 0
-    killed_at: list[float] = []
+    killed_at: list[str] = []
     problems: list[str] = []
     while True:
-        kill_after_s = rng.uniform(0, length_s) if len(killed_at) < deaths else None
+        since = rng.choice(("start", "loop"))
+        after_s = rng.uniform(0, whole.seconds if since == "start" else whole.loop_s)
+        kill = (since, after_s) if len(killed_at) < deaths else None
         seller.life = len(recorded)
         resume = any((run_dir / file).exists() for file in STARTED)
-        code = _live(folder, name, seller, resume=resume, kill_after_s=kill_after_s)
+        code = _live(folder, name, seller, resume=resume, kill=kill).code
         recorded.append(_answers(run_dir))
-        if code != -signal.SIGKILL or kill_after_s is None:
+        if code != -signal.SIGKILL or kill is None:
             break
-        killed_at.append(round(kill_after_s, 1))
+        killed_at.append(f"{after_s:.1f} s after the {since}")
         continued += continued_tokens(run_dir) if (run_dir / "ledger.db").exists() else 0
     if code:
         problems.append(f"it ended with {code}: {_console(folder, name)}")
@@ -129,29 +141,59 @@ def _problems(records: list[AttemptRecord], rows: list[dict[str, Any]], trained:
     return problems
 
 
-def _live(folder: Path, name: str, seller: _Seller, *, resume: bool, kill_after_s: float | None) -> int:
-    """Start or resume a run with the command of users; return its exit code, -9 after a kill."""
+def _live(folder: Path, name: str, seller: _Seller, *, resume: bool, kill: tuple[str, float] | None) -> _End:
+    """Start or resume a run with the command of users, and wait for its end or bring it about.
+
+    Args:
+        folder: of all runs.
+        name: of the run.
+        seller: of its feedback.
+        resume: whether there is something to resume.
+        kill: seconds after the "start" of the process, or after its "loop" began; None lets it end.
+    """
+    out = folder / f"{name}.out"
+    with out.open("a") as log:
+        offset = log.tell()
+        process = subprocess.Popen(
+            _command(folder, name, seller, resume=resume),
+            cwd=_ROOT,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env=os.environ | {"OPENAI_API_KEY": "none", "PYTHONPATH": str(_ROOT)},
+        )
+    seller.buyers.append(process.pid)
+    started, loop_began = time.monotonic(), None
+    while process.poll() is None:
+        now = time.monotonic()
+        if loop_began is None and f"running {name}: step" in out.read_text()[offset:]:
+            loop_began = now
+        origin = {"start": started, "loop": loop_began}[kill[0]] if kill else None
+        is_due = kill is not None and origin is not None and now - origin >= kill[1]
+        if is_due or now - started > _LIMIT_S:
+            _kill_controller(process, name)
+        time.sleep(0.05)
+    ended = time.monotonic()
+    return _End(process.returncode, ended - started, ended - loop_began if loop_began else 0.0)
+
+
+def _kill_controller(process: subprocess.Popen[bytes], name: str) -> None:
+    """Kill the controller alone: whatever it started must notice by itself."""
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    _, alive = psutil.wait_procs(family, timeout=_GONE_S)
+    if alive:
+        raise RuntimeError(f"{name}: processes outlive the run that was killed: {alive}")
+
+
+def _command(folder: Path, name: str, seller: _Seller, *, resume: bool) -> list[str]:
     sets = _SETS | {"run.dir": f'"{folder}"', "feedback.base_url": f'"{seller.address}/{name}/v1"'}
     command = [sys.executable, "-m", "fd_async.cli", "run", "--config", "configs/tiny_fd.toml", "--run", name]
     command += ["--resume"] if resume else []
     for key, value in sets.items():
         command += ["--set", f"{key}={value}"]
-    environment = os.environ | {"OPENAI_API_KEY": "none", "PYTHONPATH": str(_ROOT)}
-    with (folder / f"{name}.out").open("a") as log:
-        process = subprocess.Popen(
-            command, cwd=_ROOT, stdout=log, stderr=log, start_new_session=True, env=environment, text=True
-        )
-    seller.buyers.append(process.pid)
-    try:
-        code = process.wait(kill_after_s if kill_after_s is not None else _LIMIT_S)
-    except subprocess.TimeoutExpired:
-        family = psutil.Process(process.pid).children(recursive=True)
-        process.kill()  # the controller alone: whatever it started must notice by itself
-        code = process.wait()
-        _, alive = psutil.wait_procs(family, timeout=_GONE_S)
-        if alive:
-            raise RuntimeError(f"{name}: processes outlive the run that was killed: {alive}") from None
-    return code
+    return command
 
 
 def _leftovers(run_dir: Path, pids: Sequence[int]) -> list[str]:
