@@ -5,7 +5,7 @@
 Each run has the real controller, buffer, ledger and attempts; engine, verifier and learner are stand-ins whose work is
 a function of the ticket, and feedback is sold by a process that outlives the run and writes every sale down. A run is
 killed with SIGKILL after a time drawn evenly from the length of an undisturbed one, start and checkpoints included, and
-resumed; three in ten are killed twice, one in ten three times. Afterwards its ledger, its learner's state and the
+resumed; two in ten are killed twice, one in ten three times. Afterwards its ledger, its learner's state and the
 seller's book are compared with those of the undisturbed run.
 
 `--real N` does the same to N runs of configs/tiny_fd.toml with the real vLLM and learner (two to three minutes each).
