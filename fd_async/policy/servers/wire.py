@@ -285,4 +285,6 @@ def _failure(path: str, status: int, data: bytes) -> Exception:
 def _in_short(error: BaseException) -> str:
     if isinstance(error, aiohttp.ClientConnectorError):
         return error.os_error.strerror or type(error.os_error).__name__
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return "the connection broke in the middle of the answer"
     return str(error) or type(error).__name__
