@@ -103,7 +103,8 @@ class Accounts:
         """Return the dollars of the last row, and what was spent beyond them until now."""
         spent = self._parts.provider.statistics()["usd"]
         rest = spent - sum(self._totals.usd.values())
-        return {"spent": spent, **self._totals.usd, "unrecorded": rest if abs(rest) > 1e-9 else 0.0}
+        usd = {"spent": spent, **self._totals.usd, "unrecorded": rest}
+        return {name: round(value, 9) for name, value in usd.items()}  # sums of floats; prices are exact
 
     def _heed(self, engine: dict[str, float]) -> None:
         """Put an engine that does not serve on the board, where people see who waits for it."""
