@@ -1,6 +1,6 @@
 """Thousands of broken inputs: configurations, files of statements, provider answers, tool calls. Never a traceback.
 
-`python -m bench.fuzz` tries 3,000 of each kind (`--cases`), `--quick` 400; `--seed` takes others. Each input ends in a
+`python -m bench.fuzz` tries 3,000 of each kind (`--cases`), `--quick` 300; `--seed` takes others. Each input ends in a
 result or in one clear line with the right exit code, answers come within their deadlines and the bill is exact. Runs
 that are refused leave no folder that the next run of the same name trips over. Findings are printed before the result.
 """
@@ -21,7 +21,7 @@ from bench.common import emit, parser
 from tests.fuzz import answers, configs, datasets, toolcalls
 from tests.fuzz.report import Report
 
-QUICK_CASES, CASES = 400, 3000
+QUICK_CASES, CASES = 300, 3000
 SHARE_OF_CHECKS = 20
 """One fd-check per this many configurations: it looks at the whole machine."""
 SHARE_OF_RUNS = 60

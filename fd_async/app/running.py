@@ -85,10 +85,6 @@ async def run_experiment(
 
 
 async def _run(config: RunConfig, run_dir: Path, resume: int | bool | None, engine: Engine | None, stop: Stop) -> int:
-    train, suites = await anyio.to_thread.run_sync(_read_data, config)  # first: bad data leaves no folder
-    for folder in ("logs", "checkpoints"):
-        (run_dir / folder).mkdir(parents=True, exist_ok=True)
-    setup_logging(run_dir, config.telemetry.log_level, live=is_live(config.telemetry.console))
     resumes = resume is not None and resume is not False
     checkpoint, notes = _checkpoint_to_resume(run_dir, resume)
     step = read_manifest(checkpoint).step if checkpoint else 0
@@ -97,6 +93,10 @@ async def _run(config: RunConfig, run_dir: Path, resume: int | bool | None, engi
             f"run.max_steps = {config.run.max_steps} lies before step {step} of {checkpoint}: raise it, "
             f"or go back with --resume STEP"
         )
+    train, suites = await anyio.to_thread.run_sync(_read_data, config)  # bad data leave no folder
+    for folder in ("logs", "checkpoints"):
+        (run_dir / folder).mkdir(parents=True, exist_ok=True)
+    setup_logging(run_dir, config.telemetry.log_level, live=is_live(config.telemetry.console))
     text = dump_toml(config)
     changes = await anyio.to_thread.run_sync(_keep_config, run_dir / "config.toml", text)
     if changes and resumes:

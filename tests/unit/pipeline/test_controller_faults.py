@@ -185,6 +185,28 @@ async def test_a_run_that_gets_no_usable_feedback_ends(tmp_path: Path) -> None:
     assert "the statement has no known proof" in str(error)
 
 
+@pytest.mark.parametrize(("max_outage_s", "end"), [(60.0, None), (0.2, StallDetected)])
+async def test_an_outage_within_its_limit_is_no_stall(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, max_outage_s: float, end: type[Exception] | None
+) -> None:
+    """Everyone waits for the provider: the run goes on when it is back, unless the wait outlasts its own limit."""
+    config = make_config(
+        run={"stall_warn_s": 0.1, "stall_abort_s": 0.3}, feedback={"max_outage_s": max_outage_s}, checkpoint={}
+    )
+    bench = Bench(config, tmp_path)
+    bench.provider.delay_s = 2.5
+    began, told = anyio.current_time(), bench.provider.statistics
+    monkeypatch.setattr(bench.provider, "statistics", lambda: {**told(), "outage_s": anyio.current_time() - began})
+    bench.provider.on_feedback = lambda rollout: setattr(bench.provider, "delay_s", 0.0)
+    with anyio.fail_after(30):
+        if end is None:
+            assert await bench.run() == 0
+        else:
+            with pytest.raises(BaseExceptionGroup) as caught:
+                await bench.run()
+            assert isinstance(first_cause(caught.value), end)
+
+
 async def test_an_evaluation_without_a_single_verdict_is_an_error(tmp_path: Path) -> None:
     """A dead verifier gives no pass rate and no silent null."""
     bench = Bench(make_config(), tmp_path)
