@@ -189,6 +189,11 @@ class Controller:
         outage_s = self._parts.provider.statistics().get("outage_s", 0.0)
         return 0.0 < outage_s <= self._parts.config.feedback.max_outage_s
 
+    def _deadline_s(self, key: str) -> float | None:
+        """Return the value of a deadline's config key, seconds; None where nothing bounds the wait."""
+        table, _, name = key.partition(".")
+        return getattr(getattr(self._parts.config, table, None), name, None) or None
+
     def _waits(self) -> list[Wait]:
         state = self._state
         return [*(state.admission.waits() if state.admission else []), *state.board.waits()]
@@ -241,7 +246,10 @@ class Controller:
             "tokens": dict(state.tokens),
             **self._training.accounts.snapshot(),
             "admission": state.admission.statistics() if state.admission else {},
-            "waits": [msgspec.structs.asdict(wait) for wait in self._waits()],
+            "waits": [
+                {**msgspec.structs.asdict(wait), "deadline_s": self._deadline_s(wait.deadline)}
+                for wait in self._waits()
+            ],
             "restarts": state.restarts,
             "elapsed_s": round(anyio.current_time() - state.started, 1),
         }

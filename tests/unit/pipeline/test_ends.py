@@ -189,6 +189,18 @@ async def test_a_step_that_outlasts_the_grace_period_is_cut_off(tmp_path: Path) 
     assert str(error).endswith("step_000002")
 
 
+async def test_every_wait_in_the_status_has_the_deadline_that_bounds_it(tmp_path: Path) -> None:
+    """Its config key and its seconds."""
+    bench = Bench(make_config(feedback={"type": "openai", "model": "fake", "deadline_s": 77.0}), tmp_path)
+    async with bench.controller() as controller:
+        bench.state.board.move("train-0000003-00", "feedback")
+        bench.state.board.move("learner", "waiting")
+        waits = {wait["stage"]: wait for wait in controller.snapshot()["waits"]}
+    assert waits["feedback"]["oldest"] == "train-0000003-00"
+    assert (waits["feedback"]["deadline"], waits["feedback"]["deadline_s"]) == ("feedback.deadline_s", 77.0)
+    assert waits["waiting"]["deadline_s"] == bench.config.run.stall_abort_s
+
+
 async def test_a_stall_between_two_steps_writes_a_checkpoint(tmp_path: Path) -> None:
     """The learner answers, so nothing of the run is lost: the last line names the folder."""
     config = make_config(run={"stall_warn_s": 0.1, "stall_abort_s": 0.3}, checkpoint={"every_steps": 0})
