@@ -100,10 +100,10 @@ def predict(source: Recording, target: Recording, beside: float) -> float:
     figures = Figures(
         attempts=load_figures().attempts,
         engine=EngineFigures(
-            base_s=source.speed.base_s, per_sequence_s=source.speed.per_sequence_s, per_context_token_s=0.0,
+            base_s=0.0, per_sequence_s=0.0, per_context_token_s=0.0,  # `step_s` is the recorded one
             prefill_tokens_per_s=1e12, kv_tokens=10**12, max_num_seqs=schedule.max_num_seqs, push_stall_s=stall_s,
         ),
-        lean=LeanFigures(workers=1_000_000, search_s=0.0),  # the recorded seconds have the wait for a worker in them
+        lean=LeanFigures(workers=1_000_000),  # the recorded seconds have the wait for a worker in them
         feedback=FeedbackFigures(min_s=0.0, max_s=0.0, input_tokens=1, output_tokens=1, tokens=1),
         learner=load_figures().learner,
     )  # fmt: skip
@@ -111,13 +111,24 @@ def predict(source: Recording, target: Recording, beside: float) -> float:
     def make() -> World:
         world = World(setting, figures, RecordedPlans(source), 0)
         world.learner = RecordedLearner(world, source, beside)
+        for gpu in world.engine.gpus:
+            gpu.step_s = source.speed.step_s
         return world
 
     return run_world(make).total_s
 
 
 def against(recordings: Sequence[Recording], pool: Executor) -> dict[str, Any]:
-    """Predict every run from every run, and print how far off that is."""
+    """Predict every run from every run.
+
+    Raises:
+        SystemExit: their batches differ, so the learner's seconds of one say nothing about another.
+    """
+    if (
+        len({(r.schedule.prompts_per_step, r.schedule.samples_per_prompt, r.schedule.algorithm) for r in recordings})
+        > 1
+    ):
+        raise SystemExit("name runs of the same algorithm, learner.prompts_per_step and rollout.samples_per_prompt")
     pairs = [(source, target) for source in recordings for target in recordings]
     measured = [r.speed.beside for r in recordings if r.speed.beside]
     beside = sum(measured) / len(measured) if measured else 1.0

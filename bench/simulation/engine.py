@@ -72,6 +72,8 @@ class Gpu:
         self._last = anyio.current_time()
         self._resume_at = 0.0
         self._changed = anyio.Event()
+        self.step_s: Callable[[int], float] = lambda running: figures.base_s + figures.per_sequence_s * running
+        """Seconds of a step without what it reads of the cache."""
         self.slowdown: Callable[[], float] = lambda: 1.0
         """Factor on every duration now, e.g. of a shared processor; `touch` before it changes, `wake` after."""
 
@@ -143,7 +145,7 @@ class Gpu:
     def _rate(self) -> tuple[float, float]:
         """Return (seconds of a step now, growth of these per token)."""
         f, num = self.figures, len(self.running)
-        return f.base_s + f.per_sequence_s * num + f.per_context_token_s * self._context, f.per_context_token_s * num
+        return self.step_s(num) + f.per_context_token_s * self._context, f.per_context_token_s * num
 
     def _tokens_in(self, seconds: float) -> float:
         """Solve step_s * x + growth * x^2 / 2 = seconds."""

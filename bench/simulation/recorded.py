@@ -13,6 +13,7 @@ from __future__ import annotations
 import gzip
 import os
 from collections import defaultdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,12 +56,21 @@ class Schedule(Struct, frozen=True):
 
 
 class Speed(Struct, frozen=True):
-    """Seconds of an engine step: (base_s + per_sequence_s * running), times `beside` while the learner works."""
+    """How long an engine step takes, by how many attempts generate; `beside` times as long while the learner works."""
 
-    base_s: float
-    per_sequence_s: float
+    points: list[tuple[float, float]]
+    """(attempts generating, seconds of a step without the learner), straight lines between."""
     beside: float | None
     """None: the learner never worked beside it."""
+
+    def step_s(self, running: int) -> float:
+        """Return the seconds of a step."""
+        if running <= self.points[0][0]:
+            return self.points[0][1]
+        for (low, below), (high, above) in pairwise(self.points):
+            if running <= high:
+                return below + (above - below) * (running - low) / (high - low)
+        return self.points[-1][1]
 
 
 class Recording(Struct, frozen=True, kw_only=True):
@@ -206,7 +216,7 @@ def _read_trace(path: Path) -> dict[str, list[Slice]]:
 
 
 def _speed(generating: list[Slice], rollouts: dict[str, Rollout], learning: list[tuple[float, float]]) -> Speed:
-    """Fit the engine's step to how fast tokens came, weighted by time."""
+    """Find the engine's step from how fast tokens came."""
     turns: dict[str, list[int]] = {
         name: [turn.end - turn.start for turn in rollout.turns if turn.role == "assistant"]
         for name, rollout in rollouts.items()
@@ -224,7 +234,7 @@ def _speed(generating: list[Slice], rollouts: dict[str, Rollout], learning: list
     seconds, tokens = defaultdict[tuple[int, bool], float](float), defaultdict[tuple[int, bool], float](float)
     number, rate, learners, since = 0, 0.0, 0, changes[0][0]
     for now, more, faster, learner in changes:
-        if number > 0:
+        if number > 0 and now > since:
             seconds[number, learners > 0] += now - since
             tokens[number, learners > 0] += rate * (now - since)
         number, rate, learners, since = number + more, rate + faster, learners + learner, now
@@ -232,7 +242,7 @@ def _speed(generating: list[Slice], rollouts: dict[str, Rollout], learning: list
 
 
 def _fit(seconds: dict[tuple[int, bool], float], tokens: dict[tuple[int, bool], float]) -> Speed:
-    """Fit step_s = base + per_sequence * n over all n, after dividing out how much slower the engine is if shared."""
+    """Divide out how much slower the engine is beside the learner, then take each number's own step."""
     bins: dict[tuple[int, bool], list[float]] = defaultdict(lambda: [0.0, 0.0])
     for (number, shared), passed in seconds.items():
         bins[number // _BIN, shared][0] += passed * number
@@ -244,18 +254,16 @@ def _fit(seconds: dict[tuple[int, bool], float], tokens: dict[tuple[int, bool], 
             weight += min(alone_s, shared_s)
             ratio += min(alone_s, shared_s) * (shared_s / shared) / (alone_s / alone)
     beside = max(1.0, ratio / weight) if weight else None
-    points = [
-        (number, passed * number / tokens[number, shared] / ((beside or 1.0) if shared else 1.0), passed)
-        for (number, shared), passed in seconds.items()
-        if tokens[number, shared] > 0
-    ]
-    total = sum(w for _, _, w in points)
-    mean_n, mean_s = (sum(w * point[axis] for *point, w in points) / total for axis in (0, 1))
-    spread = sum(w * (n - mean_n) ** 2 for n, _, w in points)
-    slope = max(0.0, sum(w * (n - mean_n) * (s - mean_s) for n, s, w in points) / spread) if spread else 0.0
-    if slope * mean_n > mean_s:
-        slope = mean_s / mean_n
-    return Speed(mean_s - slope * mean_n, slope, beside)
+    points = []
+    for index in sorted({number // _BIN for number, _ in seconds}):
+        mine = [(*key, passed) for key, passed in seconds.items() if key[0] // _BIN == index]
+        sequence_s = sum(number * passed for number, _, passed in mine)
+        alone_s = sum(number * passed / ((beside or 1.0) if shared else 1.0) for number, shared, passed in mine)
+        sampled = sum(tokens[number, shared] for number, shared, _ in mine)
+        if sampled > 0:
+            mean = sum(number * number * passed for number, _, passed in mine) / sequence_s
+            points.append((mean, alone_s / sampled))
+    return Speed(points, beside)
 
 
 def _overlaps(learning: list[tuple[float, float]], generating: list[Slice]) -> list[float]:

@@ -21,7 +21,6 @@ class LeanFigures(Struct, frozen=True, kw_only=True):
     """Sources in figures.toml."""
 
     workers: int
-    search_s: float
 
 
 class FeedbackFigures(Struct, frozen=True, kw_only=True):
@@ -151,7 +150,7 @@ class SimulatedLean:
 
 
 class SimulatedSearch:
-    """Finds nothing, in the usual time."""
+    """Finds nothing, at once; no plan searches."""
 
     async def find(self, pattern: str) -> tuple[bool, str]:
         return True, ""

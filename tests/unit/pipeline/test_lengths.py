@@ -44,7 +44,7 @@ def run(**tables) -> Simulated:
             base_s=0.002, per_sequence_s=0.0, per_context_token_s=0.0, prefill_tokens_per_s=1e9, kv_tokens=10**9,
             max_num_seqs=1024, push_stall_s=0.01,
         ),
-        lean=LeanFigures(workers=8, search_s=0.0),
+        lean=LeanFigures(workers=8),
         feedback=FeedbackFigures(min_s=0.0, max_s=0.0, input_tokens=1, output_tokens=1, tokens=16),
         learner=LearnerFigures(
             parameters=0.0, peak_flops=1.0, model_flops_utilisation=1.0, passes=1.0, grpo_passes=1.0, fixed_s=1.0,

@@ -44,13 +44,18 @@ def test_the_engine_speed_comes_out_of_turns_that_ran_at_it() -> None:
                 learning.append((now, end))
             now = end + 1.0
     speed = recorded._speed(slices, rollouts, learning)
-    assert speed == Speed(pytest.approx(BASE_S, rel=1e-3), pytest.approx(PER_S, rel=1e-3), pytest.approx(BESIDE))
+    assert speed.beside == pytest.approx(BESIDE)
+    for number in (2, 10, 40):
+        assert speed.step_s(number) == pytest.approx(BASE_S + PER_S * number)
+    assert speed.step_s(1) == pytest.approx(BASE_S + PER_S * 2)
+    assert speed.step_s(25) == pytest.approx(BASE_S + PER_S * 25)
+    assert speed.step_s(99) == pytest.approx(BASE_S + PER_S * 40)
 
 
 def test_a_run_without_overlap_does_not_say_what_sharing_costs() -> None:
     """A synchronous run leaves `beside` open."""
     speed = recorded._speed([Slice("a", "generating", 0.0, 1.0)], {"a": rollout("a", [100])}, [(2.0, 3.0)])
-    assert speed == Speed(pytest.approx(0.01), 0.0, None)
+    assert speed == Speed([(1.0, pytest.approx(0.01))], None)
 
 
 def test_two_processes_share_what_cores_there_are() -> None:
