@@ -136,7 +136,8 @@ class Checkpoints:
 
 
 def forget_after(root: Path, step: int) -> None:
-    """Remove the checkpoints after `step`: a resume from there makes another history."""
+    """Remove the checkpoints after `step`, since a resume from there makes another history, and what a kill left."""
+    _sweep(root)
     found = list_checkpoints(root)
     kept = [earlier for earlier in found if earlier <= step]
     if kept:
@@ -156,8 +157,7 @@ def _prepare(aside: Path, num_bytes: int, min_free_gib: float) -> None:
     """Make the folder to write into, if the disk has room."""
     root = aside.parent
     root.mkdir(parents=True, exist_ok=True)
-    for left_by_a_kill in root.glob(".step_*.tmp"):
-        shutil.rmtree(left_by_a_kill, ignore_errors=True)
+    _sweep(root)
     free_gib, needed_gib = shutil.disk_usage(root).free / 2**30, num_bytes / 2**30
     if free_gib < needed_gib + min_free_gib:
         raise CheckpointError(
@@ -165,6 +165,12 @@ def _prepare(aside: Path, num_bytes: int, min_free_gib: float) -> None:
             f"{min_free_gib:g} must stay; free some disk or lower checkpoint.keep_last"
         )
     aside.mkdir()
+
+
+def _sweep(root: Path) -> None:
+    """Remove folders that a kill left half written or half removed."""
+    for left_by_a_kill in root.glob(".step_*.tmp"):
+        shutil.rmtree(left_by_a_kill, ignore_errors=True)
 
 
 def _publish(final: Path, aside: Path, manifest: Manifest) -> None:

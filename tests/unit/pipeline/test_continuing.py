@@ -19,6 +19,7 @@ from fd_async.config.schema import RolloutTable
 from fd_async.data.ledger import open_ledger
 from fd_async.data.ledger.packing import pack, unpack_partial
 from fd_async.errors import EngineDied
+from fd_async.pipeline.checkpoints import forget_after
 from fd_async.pipeline.recorder import Recorder
 from fd_async.pipeline.signals import Stop
 from fd_async.rollouts import RolloutRunner
@@ -245,3 +246,11 @@ async def test_a_changed_prompt_begins_the_attempt_anew_and_its_tokens_stay_in_t
     history, broken = read_history(tmp_path, steps=2)
     assert broken.skipped == broken.repeated == []
     assert history.trained[0] == ticket.id or ticket.id not in history.trained
+
+
+def test_a_resume_removes_what_a_kill_left_among_the_checkpoints(tmp_path: Path) -> None:
+    """Also where no checkpoint will be written any more."""
+    for name in (".step_000004.old.tmp", ".step_000006.tmp"):
+        (tmp_path / name).mkdir()
+    forget_after(tmp_path, 8)
+    assert list(tmp_path.iterdir()) == []
