@@ -14,7 +14,7 @@ import anyio
 
 from bench.simulation.engine import EngineFigures
 from bench.simulation.plans import Turn
-from bench.simulation.recorded import Recording, slowdown_of_learner
+from bench.simulation.recorded import Recording, seconds_of_steps, slowdown_of_learner
 from bench.simulation.standins import FeedbackFigures, LeanFigures, SimulatedLearner
 from bench.simulation.world import Figures, Setting, World, load_figures, run_world
 from fd_async.types import StepReport, TrainingSample
@@ -115,7 +115,7 @@ def predict(source: Recording, target: Recording, beside: float) -> float:
             gpu.step_s = source.speed.step_s
         return world
 
-    return run_world(make).total_s
+    return seconds_of_steps(run_world(make).rows)
 
 
 def against(recordings: Sequence[Recording], pool: Executor) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import gzip
 import os
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -80,6 +81,7 @@ class Recording(Struct, frozen=True, kw_only=True):
     cores: int
     schedule: Schedule
     total_s: float
+    """From the start of the first step to the end of the last one: engine and learner stand by then."""
     turns: list[list[Turn]]
     """By ordinal; attempts that were dropped without a turn are left out."""
     prompt_tokens: int
@@ -102,6 +104,11 @@ class Recording(Struct, frozen=True, kw_only=True):
 def slowdown_of_learner(beside: float, cores: int) -> float:
     """Return by how much the learner is slower beside an engine that is slower by `beside`."""
     return cores / (cores - 1.0 / beside) if beside > 1.0 and cores > 1 else 1.0
+
+
+def seconds_of_steps(rows: Sequence[Mapping[str, Any]]) -> float:
+    """Return the time from the start of the first step, after the start-up, to the end of the last one."""
+    return rows[-1]["time/elapsed_s"] - rows[0]["time/elapsed_s"] + rows[0]["time/step_s"]
 
 
 def load_recording(path: Path) -> Recording:
@@ -144,7 +151,7 @@ def read_recording(run_dir: Path) -> Recording:
         name=run_dir.name,
         cores=len(os.sched_getaffinity(0)),
         schedule=_schedule(config, len(rows)),
-        total_s=rows[-1]["time/elapsed_s"],
+        total_s=seconds_of_steps(rows),
         turns=[_turns(rollout) for rollout in rollouts if rollout.turns],
         prompt_tokens=round(sum(len(r.prompt_ids) for r in rollouts) / len(rollouts)),
         speed=_speed(generating, {r.id: r for r in rollouts}, learning),
