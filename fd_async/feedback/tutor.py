@@ -8,7 +8,7 @@ import msgspec
 from structlog.typing import FilteringBoundLogger
 
 from fd_async.config.schema import FeedbackTable
-from fd_async.errors import FeedbackAccountError, FeedbackError
+from fd_async.errors import FeedbackAccountError, FeedbackError, FeedbackOutage
 from fd_async.feedback.answers import ask_again, clean, violations
 from fd_async.feedback.failures import BadRequest, rejected
 from fd_async.feedback.hashing import prompt_hash
@@ -99,7 +99,8 @@ class Tutor:
             async with self._limits.slot():
                 text, model = await self._usable_answer(user, purchase)
         except FeedbackError as error:
-            self._meter.drops[error.cause] += 1
+            if not isinstance(error, FeedbackOutage):  # the attempt waits, for a resume or for the fallback
+                self._meter.drops[error.cause] += 1
             error.usd = float(purchase.usd)
             raise
         finally:

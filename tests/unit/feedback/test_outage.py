@@ -195,6 +195,7 @@ async def test_meanwhile_the_fallback_answers_and_then_the_first_again(
         assert statistics["fallback_usd"] == pytest.approx(9 * 0.0012) == statistics["usd"]
         assert statistics["fallback_calls"] == 9
         assert statistics["outage_s"] > 0
+        assert statistics["drops"] == {}
         model.trouble = lambda _: None
         await anyio.sleep(0.06)
         answers, errors = await _ask(provider, 1)  # whoever asks first also asks whether it is there
