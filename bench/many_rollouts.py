@@ -9,11 +9,11 @@ costs per second, whatever is in flight, weighs the same on both sides of `cost_
 Each size runs in a process of its own: it fills until attempts have come and gone about once, then it is measured.
 
     lag_p99_ms      how late a sleeper of 20 ms wakes, over the whole time, filling included
-    kb_per_rollout  growth of resident memory from before the first attempt until all are in flight, less 12 bytes per
-                    token of those in flight (id and log-prob); what a run of 100 takes (code, threads, caches) is taken
-                    off, and the rest shared among the attempts that are more: those in flight and those that wait,
-                    finished, for their batch. `kb_traced`: what tracemalloc sees of Python's objects, less
-                    the tokens, shared among all; in a process of its own since it is slow
+    kb_per_rollout  growth of resident memory from before the first attempt until all are in flight, less the tokens
+                    themselves (36 bytes for an id in a list, 32 for a log-prob, 8 for a flag of the mask); what a run
+                    of 100 takes (code, threads, caches) is taken off, and the rest shared among the attempts that are
+                    more: those in flight and those that wait, finished, for their batch. `kb_traced`: likewise, what
+                    tracemalloc sees of Python's objects, shared among all; in a process of its own since it is slow
     cpu_ms_per_turn CPU time of the process, all threads, over the turns that ended while measured
 
 On a machine that others use too the lag is theirs: `--realtime` asks the system to schedule this process first.
@@ -66,7 +66,8 @@ from fd_async.verifier.tools.schemas import TOOL_SCHEMAS
 
 TURNS = 3
 TOKENS_PER_TURN = 300
-TOKEN_BYTES = 12
+ID_BYTES, LOGPROB_BYTES, MASK_BYTES = 36, 32, 8
+"""Of a Python list, its objects included."""
 STALENESS = 19
 
 
@@ -163,12 +164,15 @@ class Tutor:
 
     def __init__(self, pace: Pace) -> None:
         self._pace, self.calls = pace, 0
+        self.prompt = self.completion = 0
+        """Tokens of the newest attempt; all have about as many."""
 
     def key(self, rollout: Rollout) -> str:
         return f"hash of {rollout.id}"
 
     async def feedback(self, rollout: Rollout) -> Feedback:
         self.calls += 1
+        self.prompt, self.completion = len(rollout.prompt_ids), len(rollout.completion_ids)
         await anyio.sleep(self._pace.check_s())
         text = "1. Read the error and name the hypothesis that the tactic needs before using it again in the proof."
         return Feedback(
@@ -237,8 +241,8 @@ def configuration(in_flight: int) -> RunConfig:
 class Meter:
     """What one process measured."""
 
-    def __init__(self, engine: Engine, state: RunState) -> None:
-        self._engine, self._state = engine, state
+    def __init__(self, engine: Engine, tutor: Tutor, state: RunState) -> None:
+        self._engine, self._tutor, self._state = engine, tutor, state
         self._lag = LoopLag(interval_s=0.02)
 
     async def run(self, in_flight: int, fill_s: float, measure_s: float, memory: Callable[[], float]) -> dict[str, Any]:
@@ -255,7 +259,7 @@ class Meter:
                 await anyio.sleep(measure_s / 8)
                 counts.append(self._in_flight())
                 held.append(self._state.buffer.num_outstanding)
-                full = max(full, memory() - TOKEN_BYTES * self._engine.tokens_held)
+                full = max(full, memory() - self._token_bytes())
             tasks.cancel_scope.cancel()
         turns = self._engine.turns - turns
         cpu_s = time.process_time() - cpu
@@ -271,6 +275,13 @@ class Meter:
             "turns_per_s": turns / (time.monotonic() - started),
             "busy": cpu_s / (time.monotonic() - started),
         }
+
+    def _token_bytes(self) -> int:
+        """Return what the tokens themselves take: in the request of who samples, in the record of who has ended."""
+        ended = self._state.board.counts()["feedback"] + self._state.buffer.num_finished
+        tutor = self._tutor
+        record = tutor.prompt * ID_BYTES + tutor.completion * (ID_BYTES + LOGPROB_BYTES + MASK_BYTES)
+        return self._engine.tokens_held * ID_BYTES + ended * record
 
     def _in_flight(self) -> int:
         counts = self._state.board.counts()
@@ -297,7 +308,7 @@ async def measure(in_flight: int, rate: float, fill: float, measure_s: float, tr
         engine = Engine(renderer, pace)
         metrics = MetricsFile(run_dir / "metrics.jsonl")
         await metrics.open()
-        judge = Judge(pace)
+        judge, tutor = Judge(pace), Tutor(pace)
         async with open_ledger(run_dir / "ledger.db") as ledger, open_observers(config, run_dir) as observers:
             runner = RolloutRunner(
                 engine=engine,  # type: ignore[arg-type]
@@ -313,7 +324,7 @@ async def measure(in_flight: int, rate: float, fill: float, measure_s: float, tr
                 learner=Learner(0.5 * config.learner.prompts_per_step / rate),  # type: ignore[arg-type]
                 renderer=renderer,
                 verifier=judge,  # type: ignore[arg-type]
-                provider=Tutor(pace),  # type: ignore[arg-type]
+                provider=tutor,  # type: ignore[arg-type]
                 ledger=ledger,
                 runner=runner,
                 order=StatementOrder(train, 0),
@@ -329,7 +340,7 @@ async def measure(in_flight: int, rate: float, fill: float, measure_s: float, tr
             with calm_collector():
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(controller.run)
-                    result = await Meter(engine, state).run(in_flight, fill * pace.attempt_s, measure_s, memory)
+                    result = await Meter(engine, tutor, state).run(in_flight, fill * pace.attempt_s, measure_s, memory)
                     stopping = time.monotonic()
                     tasks.cancel_scope.cancel()
             result["stop_s"] = time.monotonic() - stopping
