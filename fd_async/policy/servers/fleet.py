@@ -148,7 +148,6 @@ class Fleet:
                     f"push: checking the staged file took longer than policy.push_timeout_s ="
                     f" {self._config.push_timeout_s:g} s"
                 ) from error
-            await self.wait_until_reachable()
             results = await push_to_all(self._members, weights, self._config, self._watcher.lose)
             took = [result for result in results.values() if isinstance(result, Taken)]
             if not took:
@@ -174,7 +173,7 @@ class Fleet:
             for error in results.values():
                 if isinstance(error, kind):
                     raise error
-        # All died: whichever comes back first shall get these weights.
+        # All died or are away: whichever comes back first shall get these weights; the file of older ones may be gone.
         self._watcher.weights = weights
         await self._wait_for(
             lambda: any(member.state == "serving" and member.version == weights.version for member in self._members)

@@ -449,6 +449,21 @@ async def test_a_push_during_which_all_servers_die_is_taken_by_the_first_that_re
         is_whole(await world.generate(), 20, weights=1)
 
 
+async def test_a_push_while_all_servers_are_away_is_taken_by_the_first_that_returns(world: World) -> None:
+    """The file of the weights before may be gone by then; nobody asks for it."""
+    async with world.open() as fleet, anyio.create_task_group() as group:
+        await fleet.push(world.stage(1))
+        for server in world.servers:
+            await server.kill()
+        await world.until(lambda: len(world.said("server_lost")) == 2)
+        group.start_soon(fleet.push, world.stage(2))
+        await anyio.sleep(0.05)
+        await world.servers[0].start()
+        await world.until(lambda: fleet.weight_version == 2)
+        is_whole(await world.generate(), 20, weights=2)
+        assert world.servers[0].calls.count("fd_commit") == 2, "the older weights were not offered"
+
+
 async def test_without_any_server_the_run_ends_with_one_line_that_names_them(world: World) -> None:
     """Requests wait for `policy.start_timeout_s`, then say who was missing and why."""
     async with world.open(start_timeout_s=0.3) as fleet:
