@@ -59,6 +59,8 @@ class FeedbackError(FdError, RuntimeError):
     cause = "feedback_error"
     usd = 0.0
     """US dollars that the refused answers of this call cost all the same."""
+    fallback_usd = 0.0
+    """Part of `usd`: what the provider of `[fallback]` was paid."""
 
 
 class FeedbackRejected(FeedbackError):

@@ -242,6 +242,8 @@ class Feedback(Struct, frozen=True, kw_only=True, omit_defaults=True):
     input_tokens: int = 0
     output_tokens: int = 0
     usd: float = 0.0
+    fallback_usd: float = 0.0
+    """Part of `usd`: what the provider of `[fallback]` was paid."""
     request_ids: list[str] = field(default_factory=list)
     asked: int = 1
     """Answers bought, including rejected ones."""

@@ -16,10 +16,10 @@ import anyio
 import anyio.to_thread
 
 from fd_async.config.schema import FeedbackTable, RunConfig
-from fd_async.data.ledger import open_ledger
+from fd_async.data.ledger import Ledger, open_ledger
 from fd_async.data.statements import StatementOrder, read_statements
 from fd_async.errors import FeedbackRejected, PreflightError
-from fd_async.feedback.provider import GenerateText, TextAnswer, open_provider
+from fd_async.feedback.provider import GenerateText, OnEvent, Provider, TextAnswer, open_provider
 from fd_async.learner.checkpoints import list_checkpoints
 from fd_async.learner.client import Learner
 from fd_async.pipeline.state import Parts
@@ -68,16 +68,8 @@ async def open_lasting(
     verifier = await stack.enter_async_context(
         open_verifier(config.verifier, output_chars=config.rollout.tool_output_chars)
     )
-    provider = await stack.enter_async_context(
-        open_provider(
-            config.feedback if config.algorithm.type == "fd" else FeedbackTable(type="constant"),
-            fallback=config.fallback,
-            spent_usd=ledger.spent_usd(),
-            on_event=on_event,
-            generate_text=await _frozen_copy(stack, config, renderer, run_dir),
-        )
-    )
-
+    generate_text = await _frozen_copy(stack, config, renderer, run_dir)
+    provider = await stack.enter_async_context(open_feedback(config, ledger, generate_text, on_event))
     serving = serve(config, renderer, run_dir / "logs", on_event=on_event) if engine is None else nullcontext(engine)
     engine_ready = await stack.enter_async_context(in_background(serving))
     order = StatementOrder(train, config.run.seed)
@@ -104,6 +96,21 @@ async def open_lasting(
         )
 
     return engine_ready, assemble
+
+
+def open_feedback(
+    config: RunConfig, ledger: Ledger, generate_text: GenerateText | None, on_event: OnEvent
+) -> AbstractAsyncContextManager[Provider]:
+    """Open the provider of feedback; what earlier processes of the run paid counts against each table's `max_usd`."""
+    fallback_spent_usd = ledger.fallback_spent_usd() if config.feedback.outage == "fallback" else 0.0
+    return open_provider(
+        config.feedback if config.algorithm.type == "fd" else FeedbackTable(type="constant"),
+        fallback=config.fallback,
+        spent_usd=ledger.spent_usd() - fallback_spent_usd,
+        fallback_spent_usd=fallback_spent_usd,
+        on_event=on_event,
+        generate_text=generate_text,
+    )
 
 
 @asynccontextmanager

@@ -31,6 +31,10 @@ _SUMMED = (
 )  # fmt: skip
 
 
+_NO_HELP = (FeedbackOutage, FeedbackUnavailable, FeedbackBudgetExceeded, FeedbackAccountError)
+"""What says of the second provider that it cannot help now, and nothing of the attempt."""
+
+
 class WithFallback:
     """Same protocol as `Tutor`."""
 
@@ -68,27 +72,33 @@ class WithFallback:
             FeedbackOutage: neither helps, and the first has been down for `feedback.max_outage_s`.
             FeedbackError: as `Tutor.feedback` of the provider that was asked.
         """
-        paid = 0.0
+        main_usd = fallback_usd = 0.0
         try:
             while True:
                 try:
                     feedback = await self._main.feedback(rollout)
                 except FeedbackOutage as error:
-                    paid += error.usd
-                    error.usd = 0.0
+                    main_usd += error.usd
                 else:
-                    return msgspec.structs.replace(feedback, usd=feedback.usd + paid)
+                    main_usd += feedback.usd
+                    break
                 try:
                     feedback = await self._fallback.feedback(rollout)
-                except (FeedbackOutage, FeedbackUnavailable, FeedbackBudgetExceeded, FeedbackAccountError) as error:
-                    paid += error.usd
+                except FeedbackError as error:
+                    fallback_usd += error.usd
+                    error.usd = 0.0
+                    if not isinstance(error, _NO_HELP):
+                        raise
                     self._say(str(error).replace("feedback.", "fallback."))
                 else:
-                    return msgspec.structs.replace(feedback, usd=feedback.usd + paid)
+                    fallback_usd += feedback.usd
+                    break
                 await self._main.wait_until_there()
         except FeedbackError as error:
-            error.usd += paid
+            error.usd += main_usd + fallback_usd
+            error.fallback_usd = fallback_usd
             raise
+        return msgspec.structs.replace(feedback, usd=main_usd + fallback_usd, fallback_usd=fallback_usd)
 
     def _say(self, trouble: str) -> None:
         if self._log:

@@ -262,7 +262,7 @@ class AttemptLoops:
     async def _refused(self, rollout: Rollout, error: FeedbackError) -> None:
         """Record what an attempt without feedback cost, and drop it unless no other can fare better."""
         if error.usd:
-            await self._parts.ledger.put_spend(error.cause, error.usd)
+            await self._parts.ledger.put_spend(error.cause, error.usd, fallback_usd=error.fallback_usd)
         if isinstance(error, FeedbackBudgetExceeded | FeedbackAccountError | FeedbackOutage):
             raise error
         await drop_attempt(self._parts, self._state, rollout, error.cause)

@@ -26,6 +26,8 @@ log = structlog.get_logger(__name__)
 _pack = msgspec.msgpack.encode
 _feedback = msgspec.msgpack.Decoder(Feedback)
 _verdict = msgspec.msgpack.Decoder(Verdict)
+_FALLBACK = "fallback:"
+"""Before the cause of money that went to the provider of `[fallback]`."""
 _PARTIALS_AT_ONCE = 64
 """Per transaction, so that other writes need not wait until thousands are packed."""
 Write = Callable[[sqlite3.Connection], None]
@@ -124,9 +126,11 @@ class Ledger:
         )  # fmt: skip
         await self._write(lambda db: _execute(db, "INSERT OR REPLACE INTO feedback VALUES (?,?,?,?,?,?)", row))
 
-    async def put_spend(self, cause: str, usd: float) -> None:
-        """Record money spent on answers that gave no feedback."""
-        await self._write(lambda db: _execute(db, "INSERT INTO spend (cause, usd) VALUES (?,?)", (cause, usd)))
+    async def put_spend(self, cause: str, usd: float, *, fallback_usd: float = 0.0) -> None:
+        """Record money spent on answers that gave no feedback; `fallback_usd` of it was paid to `[fallback]`."""
+        parts = [(cause, usd - fallback_usd), (f"{_FALLBACK}{cause}", fallback_usd)]
+        rows = [part for part in parts if part[1] > 1e-12]  # what a difference of floats leaves is no money
+        await self._write(lambda db: db.executemany("INSERT INTO spend (cause, usd) VALUES (?,?)", rows))
 
     async def drop(self, rollout_id: str, cause: str) -> None:
         """Give a recorded attempt its terminal record `dropped:cause`."""
@@ -257,6 +261,13 @@ class Ledger:
         bought = self._connection.execute("SELECT COALESCE(SUM(usd), 0) FROM feedback").fetchone()[0]
         wasted = self._connection.execute("SELECT COALESCE(SUM(usd), 0) FROM spend").fetchone()[0]
         return float(bought) + float(wasted)
+
+    def fallback_spent_usd(self) -> float:
+        """Return the part of `spent_usd` that the provider of `[fallback]` was paid; reads all feedback."""
+        bodies = self._connection.execute("SELECT body FROM feedback WHERE usd > 0")
+        bought = sum(_feedback.decode(body).fallback_usd for (body,) in bodies)
+        query = "SELECT COALESCE(SUM(usd), 0) FROM spend WHERE substr(cause, 1, ?)=?"
+        return bought + float(self._connection.execute(query, (len(_FALLBACK), _FALLBACK)).fetchone()[0])
 
     def statistics(self) -> dict[str, float]:
         """Return `bytes`, `rows`, `freed`, `commit_s_p50`, `commit_s_p99` and `pending` (writes that wait)."""

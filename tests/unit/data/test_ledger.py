@@ -219,3 +219,15 @@ async def test_what_was_trained_or_never_recorded_cannot_be_revoked(tmp_path: Pa
         with pytest.raises(LedgerError, match="audited and is not queued"):
             await ledger.put_audit(rollout, before=proved)
         assert ledger.revocations() == {}
+
+
+async def test_money_of_the_fallback_is_told_apart(tmp_path: Path) -> None:
+    """A resume holds each provider to its own budget."""
+    async with open_ledger(tmp_path / "ledger.db") as ledger:
+        for ordinal, fallback_usd in enumerate((0.0, 0.25)):
+            bought = Feedback(rollout_id=make_rollout(ordinal).id, text="x", provider="p", usd=0.5)
+            await ledger.put_feedback(msgspec.structs.replace(bought, fallback_usd=fallback_usd))
+        await ledger.put_spend("feedback_format", 0.125)
+        await ledger.put_spend("feedback_format", 0.75, fallback_usd=0.5)
+        assert ledger.spent_usd() == pytest.approx(1.875)
+        assert ledger.fallback_spent_usd() == pytest.approx(0.75)

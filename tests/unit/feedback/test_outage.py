@@ -191,6 +191,7 @@ async def test_meanwhile_the_fallback_answers_and_then_the_first_again(
         feedback = await provider.feedback(make_rollout())
         assert feedback.prompt_hash != key
         assert feedback.model == "tutor-test"
+        assert feedback.fallback_usd == feedback.usd == pytest.approx(0.0012)
         statistics = provider.statistics()
         assert statistics["fallback_usd"] == pytest.approx(9 * 0.0012) == statistics["usd"]
         assert statistics["fallback_calls"] == 9
@@ -199,6 +200,7 @@ async def test_meanwhile_the_fallback_answers_and_then_the_first_again(
         model.trouble = lambda _: None
         await anyio.sleep(0.06)
         answers, errors = await _ask(provider, 1)  # whoever asks first also asks whether it is there
+        assert (await provider.feedback(make_rollout())).fallback_usd == 0
         more, others = await _ask(provider, 8)
         assert (answers + more, errors + others) == (["self"] * 9, [])
         assert provider.statistics()["outage_s"] == 0
