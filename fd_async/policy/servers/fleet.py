@@ -201,17 +201,20 @@ class Fleet:
         """Sample at one server; None if that ended before the request did."""
         stay = sampling.stay = Stay(sampling)
         member.stays.add(stay)
+        is_whole = False
         try:
             with stay.scope:
                 finish = await self._run(member, sampling, stay, params)
                 await member.verified.wait()
+                is_whole = True
                 return finish
         except (Down, Unsuited) as error:
             self._watcher.lose(member, str(error))
         finally:
             member.stays.discard(stay)
             sampling.stay = None
-        sampling.cut(stay.num_good)
+            if not is_whole:  # also when the caller leaves: what it is handed over must be good
+                sampling.cut(stay.num_good)
         return None
 
     async def _run(self, member: Member, sampling: Sampling, stay: Stay, params: dict[str, Any]) -> Finish | None:

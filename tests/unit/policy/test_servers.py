@@ -546,6 +546,23 @@ async def test_what_a_cancelled_request_sampled_is_handed_over(world: World) -> 
     assert len(completion.logprobs) == len(completion.token_ids)
 
 
+async def test_what_no_label_vouches_for_is_handed_over_to_nobody(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cancelled before the server was asked for its label, tokens may come from any weights."""
+    monkeypatch.setattr(watching, "_LOOK_S", 60.0)
+    saved: list[Completion] = []
+    async with world.open(), anyio.create_task_group() as group:
+
+        async def one() -> None:
+            await world.generate(200, name="train-1-t0", salvage=saved.append)
+
+        group.start_soon(one)
+        await world.until(lambda: world.fleet.statistics()["tokens_generated"] > 20)
+        group.cancel_scope.cancel()
+    assert saved == []
+
+
 async def test_a_request_has_a_deadline(world: World) -> None:
     """Its server may be healthy and slow."""
     async with world.open(generate_timeout_s=0.1):
