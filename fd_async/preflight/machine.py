@@ -153,9 +153,7 @@ def _key_of(table: FeedbackTable, which: str) -> Iterator[Finding]:
     elif table.type == "openai" and table.base_url and not table.api_key_env:
         yield Finding("note", f"{which} key", f"{name} is not set", f"fine where {table.base_url} asks for none")
     else:
-        yield Finding(
-            "missing", f"{which} key", f"{name} is not set", f"export {name}=..., or set {which}.api_key_env"
-        )
+        yield Finding("missing", f"{which} key", f"{name} is not set", f"export {name}=..., or set {which}.api_key_env")
 
 
 def _sinks(config: RunConfig) -> Iterator[Finding]:
