@@ -47,6 +47,8 @@ class Statistics(TypedDict):
     outages: int
     outage_s: float
     """Since when the provider is down; 0 while it is there."""
+    outages_s: float
+    """How long it was down in all, the present outage included."""
     fallback_calls: int
     """Feedback that `[fallback]` was asked for; its requests, answers and dollars are part of the counts above."""
     fallback_usd: float
@@ -109,6 +111,7 @@ class Meter:
             rates={},
             outages=0,
             outage_s=0.0,
+            outages_s=0.0,
             fallback_calls=0,
             fallback_usd=0.0,
         )

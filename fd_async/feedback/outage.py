@@ -47,6 +47,7 @@ class Outage:
         self._down_at: float | None = None
         self._next_question_at = 0.0
         self._rest_s = 0.0
+        self._over_s = 0.0
         self.count = 0
         """Outages so far."""
 
@@ -59,6 +60,11 @@ class Outage:
         """How long the provider has been down; 0 while it is there."""
         return anyio.current_time() - self._down_at if self._down_at is not None else 0.0
 
+    @property
+    def total_s(self) -> float:
+        """How long it was down in all, this time included."""
+        return self._over_s + self.seconds
+
     def has_answered_since(self, at: float) -> bool:
         """Say whether anybody was answered after `at`, event-loop seconds."""
         return self._last_answer_at > at
@@ -70,6 +76,7 @@ class Outage:
         if self._suspected_at is None:
             return
         was_down = self.is_down
+        self._over_s += seconds
         self._suspected_at = self._down_at = None
         self._answered.set()
         self._answered = anyio.Event()

@@ -89,7 +89,7 @@ class Accounts:
         provider = self._parts.provider.statistics()
         if self._parts.config.feedback.outage == "fallback":
             row["feedback/fallback_usd"] = provider.get("fallback_usd")
-        row["feedback/outage_s"] = provider.get("outage_s")
+        row["feedback/outage_s"] = provider.get("outages_s")
         row |= {f"usd/{name}": usd for name, usd in _usd_columns(self._usd()).items()}
         return {key: value for key, value in row.items() if value is not None}
 

@@ -96,6 +96,7 @@ async def test_nobody_is_dropped_for_an_outage_longer_than_the_deadline(backoff:
         statistics = provider.statistics()
     assert (len(answers), errors) == (24, [])
     assert (statistics["outages"], statistics["outage_s"], statistics["drops"]) == (1, 0.0, {})
+    assert statistics["outages_s"] > 0
     assert [event for event in model.events if event != "provider silent"] == ["provider down", "provider back"]
     assert 3 < model.questions < 60
     assert statistics["pending"] == 0

@@ -159,3 +159,12 @@ async def test_a_run_is_traced_from_its_first_wait_to_its_last_push(tmp_path: Pa
     assert names.count("feedback") >= 24
     assert {event["name"] for event in events if event["ph"] == "C"} >= {"ready", "outstanding", "items generating"}
     assert sum(event["ph"] == "B" for event in events) == sum(event["ph"] == "E" for event in events)
+
+
+async def test_a_row_tells_of_an_outage_that_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the provider is down no batch fills and no row is written: the row after it must tell."""
+    bench = Bench(make_config(), tmp_path)
+    told = bench.provider.statistics
+    monkeypatch.setattr(bench.provider, "statistics", lambda: {**told(), "outage_s": 0.0, "outages_s": 7.0})
+    assert await bench.run() == 0
+    assert {row["feedback/outage_s"] for row in read_rows(tmp_path / "metrics.jsonl")} == {7.0}
