@@ -9,7 +9,8 @@ bench/simulation/figures.toml. Baseline: all GPUs generate, then all of them lea
     python -m bench.simulate --against RUN [RUN2]   predict finished runs of this machine from their own service times
     python -m bench.simulate --record RUN [RUN2]    keep those times in bench/simulation/recorded, for all later tables
 
-`error_vs_real` is the largest error among those predictions: of each run from its own times and from the others'.
+`error_vs_real` is the largest error of predicting a run's seconds from its own service times, `error_across` from
+those of a run in another mode: there the guess of how engine and learner share the processors comes in.
 """
 
 from __future__ import annotations

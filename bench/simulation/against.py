@@ -147,7 +147,8 @@ def against(recordings: Sequence[Recording], pool: Executor) -> dict[str, Any]:
         for (source, target), seconds in zip(pairs, pool.map(predict, sources, targets, slowdowns), strict=True)
     ]
     return {
-        "error_vs_real": max(abs(row["error"]) for row in rows),
+        "error_vs_real": max(abs(row["error"]) for row in rows if row["from"] == row["run"]),
+        "error_across": max((abs(row["error"]) for row in rows if row["from"] != row["run"]), default=None),
         "against": rows,
         "engine_beside_learner": round(beside, 3),
         "learner_beside_engine": round(slowdown_of_learner(beside, recordings[0].cores), 3),
