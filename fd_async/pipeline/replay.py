@@ -250,6 +250,11 @@ def _first_difference(
     before: Mapping[int, Mapping[str, Any]], again: Mapping[int, Mapping[str, Any]], names: Sequence[str]
 ) -> str:
     """Name step, column and both values; the loss comes first."""
+    if not before:
+        return "the run has no row with a loss: there is nothing to compare with"
+    last = max(again, default=0)  # a run may be killed between its last batch and the row
+    if unknown := [step for step in sorted(again) if step not in before and step < last]:
+        return f"step {unknown[0]}: the replay has a row, the run has none"
     ordered = sorted(names, key=lambda name: (name != "loss", name))
     for step, row in sorted(before.items()):
         if step not in again:
@@ -267,6 +272,8 @@ def _weights(events: Sequence[Event]) -> dict[int, str]:
 
 
 def _different_weights(before: Mapping[int, str], again: Mapping[int, str]) -> str:
+    if before and before.keys().isdisjoint(again):
+        return "no weight version of the run came up in the replay"
     for version, value in sorted(before.items()):
         if version in again and again[version] != value:
             return f"weight version {version}: digest {value} in the run, {again[version]} in the replay"

@@ -234,3 +234,22 @@ OPENED = Event("opened", "1 1 1 1 9", 0)
 def test_notes_that_the_queue_would_not_have_made_are_found(events: list[Event], words: str) -> None:
     """The first one is named with its number."""
     assert words in decide_again(events).difference
+
+
+async def test_what_the_run_does_not_tell_is_not_called_equal(tmp_path: Path) -> None:
+    """Rows that are missing leave nothing to compare with; only the last one may be lost with a kill."""
+    config = make_config()
+    bench = await record(tmp_path / "run", config)
+    await bench.run()
+    path = tmp_path / "run" / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    for number, (kept, difference) in enumerate(
+        [
+            (lines[:-1], ""),
+            ([*lines[:2], *lines[3:]], "step 3: the replay has a row, the run has none"),
+            ([], "the run has no row with a loss: there is nothing to compare with"),
+        ]
+    ):
+        path.write_bytes(b"".join(kept))
+        result = await replayed(Recorded(tmp_path / "run"), config, tmp_path / f"again-{number}")
+        assert result.difference == difference
