@@ -10,7 +10,8 @@ then is feedback asked for. No slot is held meanwhile. A resume audits again wha
 given feedback.
 
 Every ticket ends in exactly one terminal record: trained, or dropped with a named cause. An attempt that is cut off
-before goes on in the next process, or in this one after a restart of the learner, from its recorded tokens.
+before goes on in the next process, or in this one after a restart of the learner, from its recorded tokens. A paid
+call is never cut off by what ends the rest: it has half of `run.shutdown_s` to be answered and recorded.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ class AttemptLoops:
         """Ordinals that the ledger already knows."""
         self._asking: WeakValueDictionary[str, anyio.Lock] = WeakValueDictionary()
         self._calls: set[anyio.CancelScope] = set()
-        """Paid feedback calls under way."""
+        """Paid feedback calls under way; nothing but `_finish_calls` cancels them."""
+        self._last_calls = anyio.CancelScope()
         self._drops_in_a_row = 0
 
     async def run(self) -> None:
@@ -70,6 +72,7 @@ class AttemptLoops:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._admission.run)
                 tasks.start_soon(self._recorder.run)
+                tasks.start_soon(self._finish_calls)
                 await self._continue_queued(tasks)
                 await self._admit(tasks)
         except BaseExceptionGroup as group:
@@ -91,11 +94,16 @@ class AttemptLoops:
                     tasks.start_soon(self._attempt, self._ticket(ordinal, sample), version)
             ordinal += 1
 
-    def finish_calls(self, within_s: float) -> None:
-        """Let paid calls end and be recorded although all else is about to be cancelled."""
-        for call in self._calls:
-            call.shield = True
-            call.deadline = anyio.current_time() + within_s
+    async def _finish_calls(self) -> None:
+        """When all else is cancelled, let paid calls end and be recorded, unless the run is to leave at once."""
+        try:
+            await anyio.sleep_forever()
+        finally:
+            with anyio.move_on_after(self._parts.config.run.shutdown_s / 2, shield=True) as self._last_calls:
+                if self._calls:
+                    await self._state.leaving.wait()
+            for call in self._calls:
+                call.cancel()
 
     def _ticket(self, ordinal: int, sample: int) -> Ticket:
         return Ticket(ordinal=ordinal, sample=sample, purpose="train", statement=self._parts.order[ordinal])
@@ -222,6 +230,8 @@ class AttemptLoops:
             self._state.board.move(rollout.id, "feedback")
             try:
                 feedback = await self._feedback(rollout)
+                if feedback is None:
+                    return
             except FeedbackError as error:
                 await self._refused(rollout, error)
                 return
@@ -231,19 +241,21 @@ class AttemptLoops:
         await self._state.buffer.ready(rollout.ordinal, Finished(rollout, feedback))
 
     async def _feedback(self, rollout: Rollout) -> Feedback | None:
-        """Get feedback and record it; None when a request to stop left the call no time."""
+        """Get feedback and record it; None when the end of the run left the call no time."""
         if not self._is_paid:
             feedback = await self._parts.provider.feedback(rollout)
             await self._parts.ledger.put_feedback(feedback)
             return feedback
         key = self._parts.provider.key(rollout)
         async with self._asking.setdefault(key, anyio.Lock()):
-            with anyio.CancelScope() as call:
+            with anyio.CancelScope(shield=True) as call:
                 self._calls.add(call)
                 try:
                     return await self._buy(rollout, key)
                 finally:
                     self._calls.discard(call)
+                    if not self._calls:
+                        self._last_calls.cancel()
         return None
 
     async def _buy(self, rollout: Rollout, key: str) -> Feedback:

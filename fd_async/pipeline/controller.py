@@ -126,9 +126,8 @@ class Controller:
             loops.cancel_scope.cancel()
 
     async def _attempt(self) -> None:
-        """Run attempts; a request to stop cancels all but paid calls (their tickets are attempted again on resume)."""
-        attempts, within_s = AttemptLoops(self._parts, self._state), self._parts.config.run.shutdown_s / 2
-        await run_until_stopped(self._state.stopping, attempts.run, on_stop=lambda: attempts.finish_calls(within_s))
+        """Run attempts; a request to stop cancels them."""
+        await run_until_stopped(self._state.stopping, AttemptLoops(self._parts, self._state).run)
 
     async def _bound_stop(self) -> None:
         """Cut off what a run that was asked to stop still does when its time is over."""
@@ -140,6 +139,7 @@ class Controller:
     def _cut_off(self, why: str) -> None:
         """End the work; what is left of the run is a checkpoint, if there can be one."""
         self._stalled = why
+        self._state.leaving.set()
         self._limit.leave_by(self._parts.config.run.shutdown_s, StallDetected.exit_code)
         if self._state.stopping.is_set():
             self._training.checkpoints.give_up()

@@ -105,7 +105,14 @@ class Lives:
 
     async def _live(self, checkpoint: Path | None, step: int) -> int:
         """Run from a checkpoint until the run or its learner ends."""
-        state = RunState(self._config, step, self._observers, stopping=self._stop.asked, restarts=self._restarts)
+        state = RunState(
+            self._config,
+            step,
+            self._observers,
+            stopping=self._stop.asked,
+            leaving=self._stop.leaving,
+            restarts=self._restarts,
+        )
         if self._restarts:
             state.board.move("learner", "restarting")
         async with self._start_learner(checkpoint) as learner:

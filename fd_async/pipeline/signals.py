@@ -44,6 +44,8 @@ class Stop:
 
     def __init__(self, *, shutdown_s: float = 120.0, limit: Limit | None = None) -> None:
         self.asked = anyio.Event()
+        self.leaving = anyio.Event()
+        """Set when nothing is waited for any more, paid calls included."""
         self.can_finish = False
         """Whether there is a step to finish and a checkpoint to write; else the first request leaves at once."""
         self.say: Callable[[str], None] = lambda text: None
@@ -91,6 +93,7 @@ class Stop:
             self.asked.set()
             self.say(f"{name}: leaving now")
             self.limit.leave_by(LEAVE_S, EXIT_INTERRUPTED)
+            self.leaving.set()
             self._everything.cancel()
         else:
             self.asked.set()

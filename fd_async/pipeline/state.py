@@ -62,6 +62,7 @@ class RunState:
         observers: Observers | None = None,
         *,
         stopping: anyio.Event | None = None,
+        leaving: anyio.Event | None = None,
         restarts: int = 0,
     ) -> None:
         self.step = step
@@ -76,6 +77,9 @@ class RunState:
         """Set when an alarm is to end the run after the step under way."""
         self.started = anyio.current_time()
         self.stopping = stopping or anyio.Event()
+        """Set when the run is to end after the step under way."""
+        self.leaving = leaving or anyio.Event()
+        """Set when nothing is waited for any more, paid calls included."""
         self.board = Board(observers)
         self.buffer: RolloutBuffer[Finished] = RolloutBuffer(
             batch=config.learner.prompts_per_step,

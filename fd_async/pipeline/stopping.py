@@ -32,15 +32,12 @@ async def beside(*services: Callable[[], Coroutine[Any, Any, None]]) -> AsyncIte
         raise failure
 
 
-async def run_until_stopped(
-    stopping: anyio.Event, work: Callable[[], Awaitable[Result]], *, on_stop: Callable[[], None] = lambda: None
-) -> Result | None:
+async def run_until_stopped(stopping: anyio.Event, work: Callable[[], Awaitable[Result]]) -> Result | None:
     """Return the result of `work`, or None when `stopping` was set first; what then fails in it is no error.
 
     Args:
         stopping: the request.
         work: is cancelled by it.
-        on_stop: called just before that.
     """
     result = None
     try:
@@ -48,7 +45,6 @@ async def run_until_stopped(
 
             async def stop() -> None:
                 await stopping.wait()
-                on_stop()
                 tasks.cancel_scope.cancel()
 
             tasks.start_soon(stop)

@@ -256,7 +256,7 @@ class Bench:
         try:
             async with stop.listening(), open_ledger(self.run_dir / "ledger.db") as ledger:
                 ledger.rewind(step)
-                self.state = RunState(self.config, step, self.observers, stopping=stop.asked)
+                self.state = RunState(self.config, step, self.observers, stopping=stop.asked, leaving=stop.leaving)
                 parts = self.parts(ledger)
                 yield Controller(parts, self.state, metrics=metrics, config_hash="x", probe_ids=[1, 2])
         finally:

@@ -167,6 +167,28 @@ async def test_the_second_signal_leaves_a_step_alone(tmp_path: Path) -> None:
     assert msgspec.json.decode((tmp_path / "status.json").read_bytes())["phase"] == "interrupted"
 
 
+async def test_the_second_signal_leaves_paid_calls_alone(tmp_path: Path) -> None:
+    """The first one lets them end; whoever asks twice is not kept waiting by a provider."""
+    bench = Bench(make_config(), tmp_path)
+    bench.provider.delay_s = 60.0
+    stop = Stop(shutdown_s=bench.config.run.shutdown_s)
+
+    async def work() -> int:
+        async with bench.controller(stop=stop) as controller, anyio.create_task_group() as tasks:
+            tasks.start_soon(ask_twice)
+            return await controller.run()
+
+    async def ask_twice() -> None:
+        while not bench.provider.sold:  # noqa: ASYNC110
+            await anyio.sleep(0.01)
+        stop.request("SIGINT")
+        await anyio.wait_all_tasks_blocked()
+        stop.request("SIGINT")
+
+    with anyio.fail_after(5):
+        assert await stop.cancelable(work) == 130
+
+
 async def test_a_step_that_outlasts_the_grace_period_is_cut_off(tmp_path: Path) -> None:
     """Slurm kills after its own time: the run ends before, and names the checkpoint that is left."""
     config = make_config(run={"shutdown_s": 0.4}, checkpoint={"every_steps": 2, "background": False})

@@ -31,6 +31,7 @@ from fd_async.pipeline.state import Parts
 from fd_async.telemetry.observers import Observer, Observers
 from fd_async.telemetry.progress import QuietProgress
 from fd_async.telemetry.sinks import read_rows
+from fd_async.types import StepReport, TrainingSample
 from tests.fakes.control_plane import Bench, FakeLearner, make_config
 
 pytestmark = pytest.mark.anyio
@@ -290,3 +291,23 @@ def groups() -> Iterator[tuple[BaseException, bool]]:
 def test_only_what_the_learner_alone_failed_by_is_curable(error: BaseException, expected: bool) -> None:
     """A push that fails because its sender died takes the engine's requests with it; that is the learner's fault."""
     assert (curable(error) is not None) is expected
+
+
+async def test_calls_under_way_when_a_rank_dies_are_paid_once(tmp_path: Path) -> None:
+    """They are answered and recorded before the next learner starts, and used by it."""
+
+    def prepare(number: int, learner: FakeLearner) -> None:
+        async def step(samples: list[TrainingSample], *, step: int) -> StepReport:
+            if number == 1 and step == 2:
+                while not world.bench.provider.sold["train-0000011-00"]:  # noqa: ASYNC110
+                    await anyio.sleep(0.005)
+                raise LearnerRankDied(DEATH)
+            return await FakeLearner.step(learner, samples, step=step)
+
+        learner.step = step  # type: ignore[method-assign]
+
+    world = World(tmp_path, prepare)
+    world.bench.provider.delay_s = 0.05
+    assert await world.run() == 0
+    assert world.began == ["", ""]
+    assert set(world.bench.provider.sold.values()) == {1}
