@@ -70,7 +70,8 @@ class KvLimit:
     def __init__(self, ceiling: int, max_usage: float) -> None:
         self.limit = self._ceiling = ceiling
         self._max_usage = max_usage
-        self._preemptions = 0.0
+        self._preemptions = float("inf")
+        """Of the reading before; an engine that served earlier has preempted before this object was there."""
         self._grows_from = -float("inf")
 
     def observe(self, now: float, engine: Mapping[str, Any], under_way: int) -> None:
@@ -109,7 +110,8 @@ class Admission:
         """Heap; the serial number makes entries comparable."""
         self._num_arrived = self._num_waiting = 0
         self._open = anyio.Event()
-        self._first_usd = float(provider.statistics().get("usd", 0.0))
+        said = provider.statistics()
+        self._first_usd, self._first_answered = float(said.get("usd", 0.0)), float(said.get("answered", 0.0))
         self._read_at = -float("inf")
         self._started_since = 0
         self._said: tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]]
@@ -262,9 +264,9 @@ class Admission:
         if limit and backlog_s > limit:
             text = f"feedback queued takes {backlog_s:.0f} s (admission.max_feedback_wait_s = {limit:g})"
             return Hold("feedback", text)
-        max_usd, answered = self._config.feedback.max_usd, provider.get("answered", 0)
+        max_usd, answered = self._config.feedback.max_usd, provider.get("answered", 0.0) - self._first_answered
         usd = provider.get("usd", 0.0)
-        price = (usd - self._first_usd) / answered if answered else 0.0
+        price = (usd - self._first_usd) / answered if answered > 0 else 0.0
         unpaid = self._slots.num_unresolved - self._num_waiting
         if max_usd and price > 0 and (unpaid + 1) * price > max_usd - usd:
             text = f"{max_usd - usd:.2f} US dollars are left for {unpaid} attempts (feedback.max_usd = {max_usd:g})"

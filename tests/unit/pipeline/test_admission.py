@@ -37,11 +37,16 @@ class Slots:
 class World:
     """An admission among stand-ins, and the attempts in it."""
 
-    def __init__(self, **tables: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        engine: dict[str, float] | None = None,
+        provider: dict[str, float] | None = None,
+        **tables: dict[str, Any],
+    ) -> None:
         self.slots = Slots()
-        self.engine = Says(kv_usage=0.0, running=0.0, waiting=0.0)
+        self.engine = Says(**engine or {"kv_usage": 0.0, "running": 0.0, "waiting": 0.0})
         self.verifier = Says(waiting=0.0)
-        self.provider = Says(usd=0.0)
+        self.provider = Says(**provider or {"usd": 0.0})
         config = make_config(**{"verifier": {"workers": 2}, **tables})
         self.admission = Admission(
             config, slots=self.slots, engine=self.engine, verifier=self.verifier, provider=self.provider
@@ -110,6 +115,24 @@ async def test_what_is_full_holds_the_next_one_and_is_named(part: str, full: dic
         for end in world.ends.values():
             end.set()
         await world.settle()
+        tasks.cancel_scope.cancel()
+
+
+async def test_what_engine_and_provider_did_in_an_earlier_life_counts_for_nothing() -> None:
+    """After a restart of the learner they serve on: old preemptions are no shortage, old answers no price."""
+    world = World(
+        engine={"kv_usage": 0.1, "running": 0.0, "waiting": 0.0, "preemptions": 7.0},
+        provider={"usd": 6.0, "answered": 600.0},
+        feedback={"max_usd": 10.0},
+    )
+    async with anyio.create_task_group() as tasks:
+        for ordinal in range(3):
+            tasks.start_soon(world.attempt, ordinal)
+        await world.settle()
+        assert world.started == [0, 1, 2]
+        world.provider.said = {"usd": 9.0, "answered": 601.0}  # the first answer of this life cost 3 dollars
+        world.reread()
+        assert "1.00 US dollars are left" in world.admission.binding
         tasks.cancel_scope.cancel()
 
 
