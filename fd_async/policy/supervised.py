@@ -9,6 +9,7 @@ has, a push is made again, a score is asked again. Deadlines count under a livin
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import AsyncIterator, Callable
@@ -251,8 +252,11 @@ class SupervisedEngine:
             life.whole.set()
         else:
             refusal = await self._push_again(life, *self._accepted)
-            with anyio.move_on_after(self._config.push_timeout_s):
-                await life.whole.wait()  # the learner removes staged weights when it stages others, which come next
+            # Weights are gone when the learner stages others, which come next, or starts anew and then brings its own:
+            # the deadlines of its steps and of its start bound that.
+            are_gone = not await anyio.Path(self._accepted[0].path).exists()
+            with anyio.move_on_after(math.inf if are_gone else self._config.push_timeout_s):
+                await life.whole.wait()
             if not life.whole.is_set():
                 limit = f"policy.push_timeout_s = {self._config.push_timeout_s:g} s"
                 reason = f"its weights could not be brought back ({refusal}) and no others came within {limit}"

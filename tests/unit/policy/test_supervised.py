@@ -238,17 +238,32 @@ async def test_weights_that_are_gone_are_waited_for(staged: StagedWeights) -> No
         assert world.completions == [numbers(3, 8, VersionSpan(2, 0, 8))]
 
 
+async def test_a_learner_that_starts_anew_may_take_longer_than_a_push(staged: StagedWeights) -> None:
+    """Its weights went with it: the engine is not to blame, and waits for those that it will bring."""
+    config = replace(CONFIG, push_timeout_s=0.01, max_restarts=1)
+    async with opened(Plan(), Plan(pushes=[PushRefused("the file is gone")]), config=config) as world:
+        await world.engine.push(replace(staged, version=2))
+        await anyio.Path(staged.path).unlink()
+        async with anyio.create_task_group() as group:
+            world.opener.last.die()
+            group.start_soon(world.generate)
+            await anyio.sleep(0.05)
+            await world.engine.push(replace(staged, version=1))
+        assert len(world.opener.engines) == 2
+        assert world.completions == [numbers(3, 8, VersionSpan(1, 0, 8))]
+
+
 async def test_weights_that_never_come_end_it_with_a_reason(staged: StagedWeights) -> None:
     """Not a wait without end."""
     config = replace(CONFIG, push_timeout_s=0.01, max_restarts=1)
 
     async def wait() -> None:
-        async with opened(Plan(), Plan(pushes=[PushRefused("the file is gone")]), config=config) as world:
+        async with opened(Plan(), Plan(pushes=[PushRefused("the file differs")]), config=config) as world:
             await world.engine.push(staged)
             world.opener.last.die()
             await world.generate()
 
-    with pytest.raises(EngineDied, match=r"the file is gone.* no others came within policy\.push_timeout_s = 0\.01 s"):
+    with pytest.raises(EngineDied, match=r"the file differs.* no others came within policy\.push_timeout_s = 0\.01 s"):
         await wait()
 
 
