@@ -51,14 +51,13 @@ async def run_until_stopped(stopping: anyio.Event, work: Callable[[], Awaitable[
             result = await work()
             tasks.cancel_scope.cancel()
     except BaseExceptionGroup as error:
-        if not await comes_with_stop(error, stopping):
+        if not await _comes_with_stop(error, stopping):
             raise
     return result
 
 
-async def comes_with_stop(error: BaseException, stopping: anyio.Event) -> bool:
-    """Say whether an error of the engine or the provider is a mere consequence of the request to stop."""
-    group = error if isinstance(error, BaseExceptionGroup) else BaseExceptionGroup("", [error])
+async def _comes_with_stop(group: BaseExceptionGroup, stopping: anyio.Event) -> bool:
+    """Say whether errors of the engine or the provider are a mere consequence of the request to stop."""
     if group.split((EngineError, FeedbackError))[1] is not None:
         return False
     if group.subgroup(EngineError) is not None:

@@ -18,7 +18,7 @@ import anyio
 import anyio.to_thread
 import structlog
 
-from fd_async.errors import EngineError, PushRefused
+from fd_async.errors import PushRefused
 from fd_async.evaluation import evaluate_suite
 from fd_async.pipeline.accounts import Accounts
 from fd_async.pipeline.buffer import Group
@@ -28,7 +28,7 @@ from fd_async.pipeline.replay_marks import digest, fingerprint
 from fd_async.pipeline.samples import build_samples, decode_scores
 from fd_async.pipeline.state import Finished, Parts, RunState, drop_attempt
 from fd_async.pipeline.steps import StepClock, attempts_row, step_row
-from fd_async.pipeline.stopping import comes_with_stop, run_until_stopped
+from fd_async.pipeline.stopping import run_until_stopped
 from fd_async.telemetry.lag import LoopLag
 from fd_async.telemetry.sinks import MetricsFile, read_rows
 from fd_async.types import PushReport, Rollout, StagedWeights
@@ -169,17 +169,17 @@ class TrainingLoop:
         return 0 <= max_age < self._state.step - rollout.oldest_version
 
     async def _push(self, staged: StagedWeights) -> PushReport | None:
-        """Publish a version; None when the run is stopping, since nothing will be generated from it."""
+        """Publish a version; None when the run is stopping, since nothing will be generated from it.
+
+        A stop ends the push too: it may be waiting for an engine that starts anew, and the checkpoint need not.
+        """
         state = self._state
         if state.stopping.is_set():
             return None
         with self._at(f"push-{staged.version}", "pushing"):
-            try:
-                report = await self._offer(staged)
-            except EngineError as error:
-                if not await comes_with_stop(error, state.stopping):
-                    raise
-                return None
+            report = await run_until_stopped(state.stopping, partial(self._offer, staged))
+        if report is None:
+            return None
         self._parts.ledger.note("weights", digest(staged), staged.version)
         await state.buffer.publish(staged.version)
         return report

@@ -16,7 +16,7 @@ import pytest
 from fd_async.errors import StallDetected, first_cause
 from fd_async.learner.checkpoints import list_checkpoints
 from fd_async.pipeline.signals import Stop, wanted_signals
-from fd_async.types import StagedWeights, StepReport, TrainingSample
+from fd_async.types import PushReport, StagedWeights, StepReport, TrainingSample
 from tests.fakes.control_plane import Bench, make_config
 from tests.fakes.processes import all_gone
 
@@ -209,6 +209,23 @@ async def test_a_step_that_outlasts_the_grace_period_is_cut_off(tmp_path: Path) 
     assert isinstance(error, StallDetected)
     assert "run.shutdown_s" in str(error)
     assert str(error).endswith("step_000002")
+
+
+async def test_a_signal_while_a_push_waits_for_an_engine_keeps_the_step(tmp_path: Path) -> None:
+    """Nothing will be generated from those weights, and an engine may take minutes to start anew."""
+    bench = Bench(make_config(checkpoint={"every_steps": 0}), tmp_path)
+    push = bench.engine.push
+
+    async def wait(staged: StagedWeights, *_: object) -> PushReport:
+        if staged.version == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+            await anyio.sleep(3600)
+        return await push(staged)
+
+    bench.engine.push = wait  # type: ignore[method-assign]
+    with anyio.fail_after(5):
+        assert await bench.run() == 130
+    assert list(list_checkpoints(tmp_path / "checkpoints")) == [3]
 
 
 async def test_every_wait_in_the_status_has_the_deadline_that_bounds_it(tmp_path: Path) -> None:
