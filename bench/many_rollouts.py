@@ -10,7 +10,7 @@ Each size runs in a process of its own: it fills until attempts have come and go
 
     lag_p99_ms      how late a sleeper of 20 ms wakes, over the whole time, filling included
     kb_per_rollout  growth of resident memory from before the first attempt until all are in flight, less the tokens
-                    themselves (36 bytes for an id in a list, 32 for a log-prob, 8 for a flag of the mask); what a run
+                    themselves (8 bytes for an id in a list, 32 for a log-prob, 8 for a flag of the mask); what a run
                     of 100 takes (code, threads, caches) is taken off, and the rest shared among the attempts that are
                     more: those in flight and those that wait, finished, for their batch. `kb_traced`: likewise, what
                     tracemalloc sees of Python's objects, shared among all; in a process of its own since it is slow
@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import subprocess
 import sys
 import tempfile
@@ -38,6 +37,7 @@ import msgspec
 import psutil
 
 from bench.common import emit, parser
+from bench.many_standins import TURNS, Engine, Judge, Learner, Pace, Search, Tutor
 from fd_async.config.schema import RunConfig
 from fd_async.data.ledger import open_ledger
 from fd_async.data.statements import StatementOrder, read_statements
@@ -50,174 +50,11 @@ from fd_async.telemetry.garbage import calm_collector
 from fd_async.telemetry.lag import LoopLag
 from fd_async.telemetry.progress import QuietProgress
 from fd_async.telemetry.sinks import MetricsFile
-from fd_async.types import (
-    Completion,
-    Feedback,
-    PushReport,
-    Rollout,
-    StagedWeights,
-    Statement,
-    StepReport,
-    TrainingSample,
-    Verdict,
-    VersionSpan,
-)
 from fd_async.verifier.tools.schemas import TOOL_SCHEMAS
 
-TURNS = 3
-TOKENS_PER_TURN = 300
-ID_BYTES, LOGPROB_BYTES, MASK_BYTES = 36, 32, 8
-"""Of a Python list, its objects included."""
+ID_BYTES, LOGPROB_BYTES, MASK_BYTES = 8, 32, 8
+"""In a Python list, with the floats; the tiny model's ids are small numbers, which Python has once for all lists."""
 STALENESS = 19
-
-
-class Pace:
-    """Seconds of everything, so that an attempt lasts `in_flight / rate` on average."""
-
-    def __init__(self, in_flight: int, rate: float) -> None:
-        self.attempt_s = in_flight / rate
-        self._random = random.Random(0)
-
-    def turn_s(self) -> float:
-        """Generation, nine tenths of the attempt in three turns."""
-        return 0.3 * self.attempt_s * self._random.uniform(0.4, 1.6)
-
-    def check_s(self) -> float:
-        return 0.1 * self.attempt_s * self._random.uniform(0.4, 1.6)
-
-
-class Engine:
-    """Answers a turn after its time; ids and log-probs arrive as they do from vLLM's process, as bytes to decode."""
-
-    def __init__(self, renderer: Renderer, pace: Pace) -> None:
-        self.weight_version = 0
-        self._pace = pace
-        self._answers = [self._answer(renderer, text) for text in _texts()]
-        self._decoder = msgspec.msgpack.Decoder(tuple[list[int], list[float]])
-        self.tokens_held = self.turns = self.running = self.tokens = 0
-
-    def _answer(self, renderer: Renderer, text: str) -> bytes:
-        ids = renderer._encode(text)  # a bench may look inside: nothing else makes ids of a model's own words
-        filler = renderer._encode("nat ")[:1] * max(0, TOKENS_PER_TURN - len(ids) - 1)
-        ids = [*filler, *ids, renderer.stop_token_ids[0]]
-        return msgspec.msgpack.encode((ids, [-0.1 * (i % 50) for i in range(len(ids))]))
-
-    async def generate(self, prompt_ids: list[int], *, request_id: str, **_: Any) -> Completion:
-        turn = int(request_id.rsplit("-t", 1)[1])
-        self.running += 1
-        self.tokens_held += len(prompt_ids)
-        try:
-            await anyio.sleep(self._pace.turn_s())
-        finally:
-            self.running -= 1
-            self.tokens_held -= len(prompt_ids)
-        ids, logprobs = self._decoder.decode(self._answers[min(turn, TURNS - 1)])
-        self.turns += 1
-        self.tokens += len(ids)
-        spans = [VersionSpan(self.weight_version, 0, len(ids))]
-        return Completion(token_ids=ids, logprobs=logprobs, spans=spans, finish_reason="stop")
-
-    def partial(self, request_id: str) -> Completion | None:
-        return None
-
-    async def push(self, staged: StagedWeights, send: Any = None) -> PushReport:
-        self.weight_version = staged.version
-        return PushReport(version=staged.version, stage_s=0, stall_s=0, commit_s=0, probe_s=0, probe_max_abs=0)
-
-    def statistics(self) -> dict[str, float]:
-        return {"running": self.running, "waiting": 0, "kv_usage": 0.1, "tokens_generated": self.tokens}
-
-
-def _texts() -> list[str]:
-    code = "theorem t (a b : Nat) : a + b = b + a := by\n  intro h\n  omega\n" * 4
-    calls: list[dict[str, Any]] = [
-        {"name": "lean_write_file", "arguments": {"file_name": "proof.lean", "code": code}},
-        {"name": "lean_check_file", "arguments": {"file_name": "proof.lean"}},
-    ]
-    return [f"<tool_call>\n{json.dumps(call)}\n</tool_call>" for call in calls] + ["I give up."]
-
-
-class Judge:
-    """Refuses every file after a while."""
-
-    def __init__(self, pace: Pace) -> None:
-        self._pace, self.checks = pace, 0
-
-    async def check(self, code: str, statement: Statement, *, caller: str = "") -> Verdict:
-        self.checks += 1
-        await anyio.sleep(self._pace.check_s())
-        return Verdict(kind="failed", reason="unknown identifier", output="error: unknown identifier 'h'\n" * 8)
-
-    async def audit(self, code: str, statement: Statement, verdict: Verdict) -> Verdict:
-        return verdict
-
-    async def canaries(self) -> None:
-        return None
-
-    def statistics(self) -> dict[str, float]:
-        zeros = dict.fromkeys(("infra_errors", "audits", "revoked", "audit_unfinished", "canaries"), 0.0)
-        return {**zeros, "checks": self.checks, "waiting": 0, "busy": 0}
-
-
-class Tutor:
-    """Answers after a while."""
-
-    def __init__(self, pace: Pace) -> None:
-        self._pace, self.calls = pace, 0
-        self.prompt = self.completion = 0
-        """Tokens of the newest attempt; all have about as many."""
-
-    def key(self, rollout: Rollout) -> str:
-        return f"hash of {rollout.id}"
-
-    async def feedback(self, rollout: Rollout) -> Feedback:
-        self.calls += 1
-        self.prompt, self.completion = len(rollout.prompt_ids), len(rollout.completion_ids)
-        await anyio.sleep(self._pace.check_s())
-        text = "1. Read the error and name the hypothesis that the tactic needs before using it again in the proof."
-        return Feedback(
-            rollout_id=rollout.id, text=text, provider="openai", prompt_hash=self.key(rollout), usd=0.001,
-            input_tokens=900, output_tokens=40,
-        )  # fmt: skip
-
-    def statistics(self) -> dict[str, float]:
-        return {"calls": self.calls, "answered": self.calls, "usd": 0.001 * self.calls, "in_flight": 0, "waiting": 0}
-
-
-class Learner:
-    """Takes half the time that a batch takes to come."""
-
-    def __init__(self, step_s: float) -> None:
-        self._step_s = step_s
-
-    async def step(self, samples: list[TrainingSample], *, step: int) -> StepReport:
-        await anyio.sleep(self._step_s)
-        return StepReport(step=step, metrics={"loss": 1.0, "grad_norm": 1.0, "lr": 1e-5})
-
-    async def stage(self, version: int, probe_ids: list[int]) -> StagedWeights:
-        return StagedWeights(
-            version=version, path="", names=[], dtypes=[], shapes=[], offsets=[], num_bytes=0, block_bytes=0,
-            sha256=[], probe_ids=probe_ids, probe_logprobs=[],
-        )  # fmt: skip
-
-    async def send(self, staged: StagedWeights, sender: str, num_workers: int) -> None:
-        return None
-
-    async def snapshot(self) -> int:
-        return 0
-
-    async def write(self, folder: Path) -> None:
-        return None
-
-    def statistics(self) -> dict[str, float]:
-        return {}
-
-
-class Search:
-    """Is never asked."""
-
-    async def find(self, pattern: str) -> tuple[bool, str]:
-        return True, ""
 
 
 def configuration(in_flight: int) -> RunConfig:
