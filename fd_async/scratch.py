@@ -1,4 +1,4 @@
-"""Temporary folders of a process: gone with it, and after a `kill -9` with the next one..
+"""Temporary folders of a process: gone with it, and after a `kill -9` with the next one.
 
 A folder is named after its host and process, so whoever makes one first sweeps those whose process is dead.
 """

@@ -11,7 +11,6 @@ import argparse
 import ipaddress
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from fd_async.policy.child import do_without_torchvision, logging_config
 from fd_async.policy.environment import engine_environment
 from fd_async.policy.launch import engine_arguments
 from fd_async.policy.servers.guard import KEY_VARIABLE
+from fd_async.scratch import scratch_folder
 
 _EPILOG = "Everything after -- goes to `vllm serve` as it is. See docs/servers.md."
 
@@ -36,8 +36,8 @@ def main(argv: Sequence[str]) -> int:
     except FdError as error:
         sys.stderr.write(f"fd-serve: {error}\n")
         return error.exit_code
-    with tempfile.TemporaryDirectory(prefix="fd_async_serve_") as scratch:
-        logging_file = Path(scratch) / "logging.json"
+    with scratch_folder("serve") as scratch:
+        logging_file = scratch / "logging.json"
         logging_file.write_text(logging_config(None, os.getpid()))
         os.environ.update(engine_environment(config.model.path, config.policy, logging_file))
         os.environ["VLLM_SERVER_DEV_MODE"] = "1"
