@@ -57,9 +57,27 @@ async def open_engine(
         if not frozen:
             contract = await anyio.to_thread.run_sync(read_contract, model_path)
             pusher = Pusher(running.llm, config, contract)
-            with anyio.fail_after(config.push_timeout_s):
-                await running.llm.update_weight_version("0")
+            await _say_version_0(running, config)
         yield LocalEngine(running, config, stop_token_ids, pusher, log_dir)
+
+
+async def _say_version_0(running: RunningEngine, config: Policy) -> None:
+    """Have the engine mark what it samples, as the first thing that it is asked.
+
+    Raises:
+        EngineError: it does not answer.
+        EngineDied: its process is gone already.
+    """
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    try:
+        with anyio.fail_after(config.push_timeout_s):
+            await running.llm.update_weight_version("0")
+    except TimeoutError as error:
+        limit = f"policy.push_timeout_s = {config.push_timeout_s:g} s"
+        raise EngineError(f"vLLM started and did not answer within {limit}; see {running.log[0]}") from error
+    except EngineDeadError as error:
+        raise EngineDied(f"vLLM's engine process died as soon as it had started; see {running.log[0]}") from error
 
 
 class LocalEngine:

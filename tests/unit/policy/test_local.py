@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ from msgspec.structs import replace
 
 from fd_async.config.schema import Policy
 from fd_async.errors import EngineDied, EngineError, PushFailed
-from fd_async.policy.local import LocalEngine
+from fd_async.policy.local import LocalEngine, open_engine
 from fd_async.types import Completion, StagedWeights, VersionSpan
 from tests.fakes.collective import without_vllm
 from tests.unit.policy.test_manifest import staged
@@ -289,3 +290,27 @@ async def test_a_completion_waits_for_the_probe_of_the_weights_that_ended_it(sta
         pushing.may_end.set()
     assert [result.token_ids for result in results] == ([] if off else [[5, 6]])
     assert [part.token_ids for part in saved] == ([[5]] if off else [])
+
+
+@pytest.mark.parametrize(("dies", "expected"), [(True, EngineDied), (False, EngineError)])
+async def test_an_engine_lost_as_soon_as_it_started_is_named(
+    monkeypatch: pytest.MonkeyPatch, dies: bool, expected: type[EngineError]
+) -> None:
+    """Whoever restarts engines knows these errors; a bare TimeoutError would say nothing to anybody."""
+
+    async def update(_: str) -> None:
+        if dies:
+            raise sys.modules["vllm.v1.engine.exceptions"].EngineDeadError
+        await anyio.sleep_forever()
+
+    @asynccontextmanager
+    async def running(*_: Any, **__: Any) -> AsyncIterator[Any]:
+        yield SimpleNamespace(llm=SimpleNamespace(update_weight_version=update), log=(Path("logs/vllm.log"), 0))
+
+    monkeypatch.setattr("fd_async.policy.local.running_engine", running)
+    monkeypatch.setattr("fd_async.policy.local.read_contract", lambda path: None)
+    config = replace(CONFIG, push_timeout_s=0.01)
+    with pytest.raises(EngineError, match=r"logs/vllm\.log") as caught:
+        async with open_engine("model", config, dtype="float32", seed=0, stop_token_ids=[]):
+            pytest.fail("it serves")
+    assert type(caught.value) is expected
