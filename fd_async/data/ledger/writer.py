@@ -238,11 +238,12 @@ class Ledger:
             seen.setdefault(ordinal, {})[sample] = outcome
         return seen
 
-    def trained_verdicts(self) -> list[Verdict]:
-        """Return the verdict of every attempt that a gradient step trained."""
+    def trained_verdicts(self) -> Iterator[Verdict]:
+        """Yield the verdict of every attempt that a gradient step trained; all at once may fill the memory."""
         with self._named("read"):
             rows = self._connection.execute("SELECT body FROM rollouts WHERE purpose='train' AND outcome='trained'")
-            return [unpack_verdict(body) for (body,) in rows]
+            for (body,) in rows:
+                yield unpack_verdict(body)
 
     def tokens_by_outcome(self) -> dict[str, int]:
         """Return sampled training tokens per outcome; the accounting that must close.
