@@ -24,6 +24,7 @@ import structlog
 
 import fd_async
 from fd_async.errors import PreflightError
+from fd_async.telemetry.external_process import END
 from fd_async.telemetry.observers import Observer
 
 log = structlog.stdlib.get_logger(__name__)
@@ -124,6 +125,7 @@ class ExternalSink(Observer):
             while (row := self._rows.get()) is not None:
                 pipe.write(msgspec.json.encode(row) + b"\n")
                 pipe.flush()
+            pipe.write(END)
 
     def _leave_out(self, reason: str) -> None:
         if not self._left_out:
@@ -147,7 +149,7 @@ def _spawn(name: str, output: Any) -> subprocess.Popen[bytes]:
     """Start the process, in a group of its own: Ctrl-C is for the run, which then ends this one in order."""
     path = os.pathsep.join(filter(None, [str(Path(fd_async.__file__).parents[1]), os.environ.get("PYTHONPATH")]))
     return subprocess.Popen(
-        [sys.executable, "-m", "fd_async.telemetry.external_process", name, str(CLOSE_S)],
+        [sys.executable, "-m", "fd_async.telemetry.external_process", name, str(CLOSE_S), str(os.getpid())],
         stdin=subprocess.PIPE,
         stdout=output,
         stderr=output,

@@ -1,13 +1,15 @@
 """The process of one external sink: reads rows from its standard input and hands them to the package.
 
-The first line says what run it is; every further line is a row. The end of the input is the end of the run. When the
-run was killed, this process ends within the seconds of its second argument, whatever the package does meanwhile.
+The first line says what run it is; every further line is a row, and END follows the last one. Where the input ends
+without it the run was killed: this process then ends within the seconds of its second argument, whatever the package
+does meanwhile, and takes along what the package has started. The third argument is the run's process.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -15,6 +17,8 @@ import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
+
+END = b"null\n"
 
 
 class Package(Protocol):
@@ -114,12 +118,19 @@ def _run_id(path: Path) -> str:
 
 def main() -> None:
     """Feed the package named by the first argument until the input ends."""
-    threading.Thread(target=_outlive_briefly, args=(os.getppid(), float(sys.argv[2])), daemon=True).start()
-    package = PACKAGES[sys.argv[1]](json.loads(sys.stdin.readline()))
-    for line in sys.stdin:
+    name, seconds, parent = sys.argv[1], float(sys.argv[2]), int(sys.argv[3])
+    threading.Thread(target=_outlive_briefly, args=(parent, seconds), daemon=True).start()
+    package = PACKAGES[name](json.loads(sys.stdin.buffer.readline()))
+    was_killed = True
+    for line in sys.stdin.buffer:
+        if line == END:
+            was_killed = False
+            break
         row = {key: value for key, value in json.loads(line).items() if value is not None}
         package.write(int(row.pop("step", 0)), row)
     package.close()
+    if was_killed:
+        _end_all()
 
 
 def _outlive_briefly(parent: int, seconds: float) -> None:
@@ -127,6 +138,13 @@ def _outlive_briefly(parent: int, seconds: float) -> None:
     while os.getppid() == parent:
         time.sleep(0.5)
     time.sleep(seconds)
+    _end_all()
+
+
+def _end_all() -> None:
+    """End this process and its group: nobody else is left to do it."""
+    if os.getpgrp() == os.getpid():
+        os.killpg(os.getpid(), signal.SIGKILL)
     os._exit(1)
 
 

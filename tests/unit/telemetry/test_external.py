@@ -134,9 +134,10 @@ def test_a_slow_package_never_holds_up_a_step(fake: Fake, tmp_path: Path, monkey
     assert [entry["reason"] for entry in logs] == ["5 rows wait for it"]
 
 
-def test_a_killed_run_leaves_no_sink_behind(fake: Fake, tmp_path: Path) -> None:
-    """Its standard input ends; what hangs ends by itself."""
-    fake(on_log="time.sleep(99)")
+@pytest.mark.parametrize("on_log", ["time.sleep(99)", "pass"])
+def test_a_killed_run_leaves_no_sink_behind(fake: Fake, tmp_path: Path, on_log: str) -> None:
+    """Its standard input ends; what hangs ends by itself, and takes along what it started."""
+    fake(on_init="import subprocess; subprocess.Popen(['sleep', '99'])", on_log=on_log)
     code = (
         "import sys; from pathlib import Path; from fd_async.telemetry import external\n"
         "external.CLOSE_S = 0.2\n"
@@ -149,10 +150,13 @@ def test_a_killed_run_leaves_no_sink_behind(fake: Fake, tmp_path: Path) -> None:
         while not (tmp_path / "run" / "rows.jsonl").exists():
             assert run.poll() is None
             time.sleep(0.02)
-        (child,) = psutil.Process(run.pid).children()
+        processes = psutil.Process(run.pid).children(recursive=True)
         run.send_signal(signal.SIGKILL)
-    psutil.wait_procs([child], timeout=20)
-    assert not child.is_running()
+    assert len(processes) == 2
+    _, left = psutil.wait_procs(processes, timeout=20)
+    for process in left:
+        process.kill()
+    assert left == []
 
 
 def test_a_package_that_is_not_installed_is_named_before_the_run_starts(
