@@ -60,6 +60,8 @@ class TrainingLoop:
         self.accounts = Accounts(parts, state, lag)
         self.is_between_steps = True
         """Whether the learner's state is that of `state.step`, with its batch in the ledger."""
+        self._unwritten: dict[str, float | int | None] = {}
+        """Row of a step that is taken, until all of it is known and written."""
         self.checkpoints = Checkpoints(
             parts.run_dir / "checkpoints",
             parts.learner,
@@ -105,7 +107,12 @@ class TrainingLoop:
             await self._evaluate_alone()
 
     async def checkpoint(self, *, wait: bool = True) -> None:
-        """Keep the current step unless that is done; `wait` until it is on the disk."""
+        """Keep the current step unless that is done; `wait` until it is on the disk.
+
+        Its row goes first, with what is known of the step, where a push or an evaluation was cut off.
+        """
+        if self._unwritten:
+            await self._write_row(self._unwritten)
         with self._at("checkpoint", "checkpoint"):
             await self.checkpoints.take(self._state.step)
             if wait:
@@ -138,7 +145,7 @@ class TrainingLoop:
         for item in items:
             state.move_tokens(item.rollout, "trained")
         state.step = step
-        self.is_between_steps = True
+        self.is_between_steps, self._unwritten = True, row
         push = await self._push(staged)
         clock.mark("push")
         row |= await self.accounts.row(push)
@@ -251,6 +258,7 @@ class TrainingLoop:
     async def _write_row(self, row: dict[str, float | int | None]) -> None:
         row["time/elapsed_s"] = anyio.current_time() - self._started
         await self._metrics.append(row)
+        self._unwritten = {}
         self._parts.observers.row(row)
         self._state.last_row = row
         self._state.board.progress()

@@ -16,6 +16,7 @@ import pytest
 from fd_async.errors import StallDetected, first_cause
 from fd_async.learner.checkpoints import list_checkpoints
 from fd_async.pipeline.signals import Stop, wanted_signals
+from fd_async.telemetry.sinks import read_rows
 from fd_async.types import PushReport, StagedWeights, StepReport, TrainingSample
 from tests.fakes.control_plane import Bench, make_config
 from tests.fakes.processes import all_gone
@@ -256,6 +257,24 @@ async def test_a_stall_between_two_steps_writes_a_checkpoint(tmp_path: Path) -> 
     again = Bench(make_config(run={"max_steps": 4}), tmp_path)
     assert await again.run(step=2, resume=True) == 0
     assert sorted(bench.trained + again.trained) == [f"train-{i:07d}-00" for i in range(16)]
+
+
+async def test_a_stall_in_a_push_keeps_the_row_of_its_step(tmp_path: Path) -> None:
+    """What the checkpoint holds is trained: metrics and alarms of a resume know the step too."""
+    config = make_config(run={"stall_warn_s": 0.1, "stall_abort_s": 0.3}, checkpoint={"every_steps": 0})
+    bench = Bench(config, tmp_path)
+    push = bench.engine.push
+
+    async def hang(staged: StagedWeights, *_: object) -> PushReport:
+        await anyio.sleep(3600 if staged.version == 2 else 0)
+        return await push(staged)
+
+    bench.engine.push = hang  # type: ignore[method-assign]
+    with anyio.fail_after(20), pytest.raises(BaseExceptionGroup):
+        await bench.run()
+    assert list(list_checkpoints(tmp_path / "checkpoints")) == [2]
+    rows = read_rows(tmp_path / "metrics.jsonl")
+    assert [(row["step"], row["loss"]) for row in rows] == [(1, 1.0), (2, 0.5)]
 
 
 async def test_a_stall_inside_a_step_writes_none(tmp_path: Path) -> None:
