@@ -24,6 +24,14 @@ from fd_async.policy.launch import engine_arguments
 from fd_async.policy.servers.guard import KEY_VARIABLE
 from fd_async.scratch import scratch_folder
 
+_OWN = {
+    "--host": "give it before, where fd-serve sees whether a key is needed",
+    "--port": "give it before",
+    "--uds": "runs speak TCP; take it out",
+    "--api-key": "name its environment variable in policy.servers_key_env",
+    "--config": "vLLM's own file could set --host; give every argument by itself",
+}
+"""What may not be said to vLLM alone, and what to do instead."""
 _EPILOG = "Everything after -- goes to `vllm serve` as it is. See docs/servers.md."
 
 
@@ -32,6 +40,7 @@ def main(argv: Sequence[str]) -> int:
     arguments, own = _parse(argv)
     try:
         config = load_config(arguments.config[0], arguments.config[1:], arguments.set, check_files=False)
+        _refuse_own(own)
         key = _key(config, arguments.host)
     except FdError as error:
         sys.stderr.write(f"fd-serve: {error}\n")
@@ -95,6 +104,18 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     own = list(argv)
     split = own.index("--") if "--" in own else len(own)
     return parser.parse_args(own[:split]), own[split + 1 :]
+
+
+def _refuse_own(words: list[str]) -> None:
+    """Let nothing after -- change who may connect behind the guard's back.
+
+    Raises:
+        ConfigError: names the argument.
+    """
+    for word in words:
+        flag = word.split("=")[0].replace("_", "-")
+        if flag in _OWN or (flag.startswith("--ho") and "--host".startswith(flag)):
+            raise ConfigError(f"{word} stands after --: {_OWN.get(flag, _OWN['--host'])}")
 
 
 def _key(config: RunConfig, host: str) -> str:

@@ -91,3 +91,12 @@ async def test_the_guard_lets_through_who_shows_the_key(
     headers = [(b"authorization", given.encode())] if given else []
     await Guard(app)({"type": "http", "path": path, "headers": headers}, None, send)
     assert sent[0]["status"] == status
+
+
+@pytest.mark.parametrize("own", [["--host", "0.0.0.0"], ["--host=0.0.0.0"], ["--hos", "::"], ["--config=a.yaml"]])
+def test_what_goes_to_vllm_cannot_open_a_server_behind_the_guard(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], own: list[str]
+) -> None:
+    """The later --host would win, and no key would be asked for."""
+    assert main(["--config", str(write(tmp_path)), "--", *own]) == 2
+    assert f"{own[0]} stands after --" in capsys.readouterr().err
