@@ -218,7 +218,7 @@ class RankProcess:
             self.process.send_signal(signal.SIGUSR1)
 
     async def end(self) -> None:
-        """Hang up, so that the rank leaves; kill the process if it does not."""
+        """Hang up, so that the rank leaves; kill the process if it does not, and wait for no longer than that takes."""
         if self._stream is not None:
             await self._stream.aclose()
         if self.process is None:
@@ -227,8 +227,12 @@ class RankProcess:
             await self.process.wait()
         if self.process.returncode is None:
             self.process.kill()
-            await self.process.wait()
-        await self.process.aclose()
+            with anyio.move_on_after(LEAVE_S):
+                await self.process.wait()
+        if self.process.returncode is None:
+            log.warning("rank_cannot_be_killed", rank=self.rank, pid=self.pid, reason="it hangs in the kernel")
+        else:
+            await self.process.aclose()
 
 
 async def read_frame(buffered: BufferedByteReceiveStream, limit: int = MAX_FRAME_BYTES) -> bytes:

@@ -6,6 +6,8 @@ import os
 import platform
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import anyio
 import pytest
@@ -14,6 +16,7 @@ from msgspec.structs import replace
 from fd_async.config.schema import Policy
 from fd_async.errors import PreflightError
 from fd_async.learner.client import _staging_folder
+from fd_async.learner.ranks import RankProcess
 from fd_async.learner.starting import _spawn_all
 from tests.fakes.tiny_policy import tiny_config
 
@@ -43,3 +46,16 @@ async def test_a_temporary_folder_too_deep_for_a_socket_is_named(tmp_path: Path)
     async with anyio.create_task_group() as group:
         with pytest.raises(PreflightError, match="set TMPDIR to a short local path"):
             await _spawn_all(tiny_config(), [], deep, tmp_path, group, anyio.Event(), {})
+
+
+@pytest.mark.anyio
+async def test_a_rank_that_cannot_be_killed_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that hangs in a driver does not end; who restarts or ends the learner goes on without it."""
+    killed: list[bool] = []
+    process: Any = SimpleNamespace(
+        pid=7, returncode=None, wait=anyio.sleep_forever, kill=lambda: killed.append(True), aclose=anyio.sleep_forever
+    )
+    monkeypatch.setattr("fd_async.learner.ranks.LEAVE_S", 0.01)
+    with anyio.fail_after(5):
+        await RankProcess(0, tmp_path / "learner-0.log", process).end()
+    assert killed
