@@ -51,6 +51,8 @@ class WithFallback:
         self._on_event = on_event
         self._log = log
         self._last_trouble = ""
+        self._num_waiting = 0
+        """Callers whom the second provider could not help."""
 
     def key(self, rollout: Rollout) -> str:
         """Return the hash of the question to the first provider; the second one's feedback has its own."""
@@ -61,8 +63,8 @@ class WithFallback:
         main, other = self._main.statistics(), self._fallback.statistics()
         main.update({name: main[name] + other[name] for name in _SUMMED})  # type: ignore[typeddict-item]
         main["fallback_calls"], main["fallback_usd"] = other["calls"], other["usd"]
-        if main["outage_s"]:
-            main["backlog_s"] = other["backlog_s"]
+        if main["outage_s"] and not self._num_waiting:
+            main["backlog_s"], main["awaited_s"] = other["backlog_s"], 0.0
         return main
 
     async def feedback(self, rollout: Rollout) -> Feedback:
@@ -93,12 +95,19 @@ class WithFallback:
                 else:
                     fallback_usd += feedback.usd
                     break
-                await self._main.wait_until_there()
+                await self._wait_for_main()
         except FeedbackError as error:
             error.usd += main_usd + fallback_usd
             error.fallback_usd = fallback_usd
             raise
         return msgspec.structs.replace(feedback, usd=main_usd + fallback_usd, fallback_usd=fallback_usd)
+
+    async def _wait_for_main(self) -> None:
+        self._num_waiting += 1
+        try:
+            await self._main.wait_until_there()
+        finally:
+            self._num_waiting -= 1
 
     def _say(self, trouble: str) -> None:
         if self._log:

@@ -47,6 +47,8 @@ class Statistics(TypedDict):
     outages: int
     outage_s: float
     """Since when the provider is down; 0 while it is there."""
+    awaited_s: float
+    """Since when callers wait for the end of an outage; 0 also where the fallback answers them meanwhile."""
     outages_s: float
     """How long it was down in all, the present outage included."""
     fallback_calls: int
@@ -111,6 +113,7 @@ class Meter:
             rates={},
             outages=0,
             outage_s=0.0,
+            awaited_s=0.0,
             outages_s=0.0,
             fallback_calls=0,
             fallback_usd=0.0,

@@ -60,6 +60,7 @@ class Tutor:
             rates={kind: msgspec.structs.asdict(rate) for kind, rate in self._limits.rates.items()},
             outages=self._outage.count,
             outage_s=self._outage.seconds,
+            awaited_s=self._outage.seconds,
             outages_s=self._outage.total_s,
         )
 

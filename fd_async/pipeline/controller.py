@@ -185,8 +185,8 @@ class Controller:
                 return
 
     def _is_provider_awaited(self) -> bool:
-        """Say whether the feedback provider is down, for which `feedback.max_outage_s` is the limit."""
-        outage_s = self._parts.provider.statistics().get("outage_s", 0.0)
+        """Say whether attempts wait for a provider that is down, for which `feedback.max_outage_s` is the limit."""
+        outage_s = self._parts.provider.statistics().get("awaited_s", 0.0)
         return 0.0 < outage_s <= self._parts.config.feedback.max_outage_s
 
     def _deadline_s(self, key: str) -> float | None:

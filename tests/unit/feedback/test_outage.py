@@ -197,6 +197,7 @@ async def test_meanwhile_the_fallback_answers_and_then_the_first_again(
         assert statistics["fallback_usd"] == pytest.approx(9 * 0.0012) == statistics["usd"]
         assert statistics["fallback_calls"] == 9
         assert statistics["outage_s"] > 0
+        assert statistics["awaited_s"] == 0  # whoever hangs now hangs for another reason
         assert statistics["drops"] == {}
         model.trouble = lambda _: None
         await anyio.sleep(0.06)
@@ -233,6 +234,7 @@ async def test_a_fallback_that_cannot_help_ends_nothing(
             async def repair() -> None:
                 while "fallback down" not in model.events:  # noqa: ASYNC110
                     await anyio.sleep(0.005)
+                assert provider.statistics()["awaited_s"] > 0
                 model.trouble = lambda _: None
 
             tasks.start_soon(repair)

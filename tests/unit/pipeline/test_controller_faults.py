@@ -196,7 +196,7 @@ async def test_an_outage_within_its_limit_is_no_stall(
     bench = Bench(config, tmp_path)
     bench.provider.delay_s = 2.5
     began, told = anyio.current_time(), bench.provider.statistics
-    monkeypatch.setattr(bench.provider, "statistics", lambda: {**told(), "outage_s": anyio.current_time() - began})
+    monkeypatch.setattr(bench.provider, "statistics", lambda: {**told(), "awaited_s": anyio.current_time() - began})
     bench.provider.on_feedback = lambda rollout: setattr(bench.provider, "delay_s", 0.0)
     with anyio.fail_after(30):
         if end is None:

@@ -14,6 +14,8 @@ import msgspec
 import pytest
 
 from fd_async.errors import StallDetected, first_cause
+from fd_async.feedback.failures import TransientFailure
+from fd_async.feedback.provider import TextAnswer, open_provider
 from fd_async.learner.checkpoints import list_checkpoints
 from fd_async.pipeline.signals import Stop, wanted_signals
 from fd_async.telemetry.sinks import read_rows
@@ -188,6 +190,32 @@ async def test_the_second_signal_leaves_paid_calls_alone(tmp_path: Path) -> None
 
     with anyio.fail_after(5):
         assert await stop.cancelable(work) == 130
+
+
+async def test_a_stop_during_an_outage_ends_within_its_time(tmp_path: Path) -> None:
+    """Attempts that wait for the provider are given up after half of it; a resume asks for them again."""
+
+    async def nobody(system: str, user: str, max_tokens: int) -> TextAnswer:
+        raise TransientFailure("connection refused")
+
+    tables = {"feedback": {"type": "self", "outage_after": 1}, "run": {"shutdown_s": 2.0}}
+    bench = Bench(make_config(**tables), tmp_path)
+    stop = Stop(shutdown_s=bench.config.run.shutdown_s)
+
+    async def work() -> int:
+        async with open_provider(bench.config.feedback, generate_text=nobody) as bench.provider:
+            async with bench.controller(stop=stop) as controller, anyio.create_task_group() as tasks:
+                tasks.start_soon(stop_in_outage)
+                return await controller.run()
+
+    async def stop_in_outage() -> None:
+        while not bench.provider.statistics()["awaited_s"]:  # noqa: ASYNC110
+            await anyio.sleep(0.01)
+        stop.request("SIGTERM")
+
+    with anyio.fail_after(10):
+        assert await stop.cancelable(work) == 130
+    assert msgspec.json.decode((tmp_path / "status.json").read_bytes())["phase"] == "interrupted"
 
 
 async def test_a_step_that_outlasts_the_grace_period_is_cut_off(tmp_path: Path) -> None:
