@@ -28,6 +28,9 @@ log = structlog.get_logger(__name__)
 
 Row = dict[str, float | int | None]
 
+_BRIEF_S = 0.5
+"""Sums of the ledger that take no longer are read for every row; those of a long run, 50 times less often than that."""
+
 
 class Accounts:
     """Keeps what no other part counts; `snapshot` is to be called some times a second, `row` once a step."""
@@ -37,6 +40,7 @@ class Accounts:
         now = anyio.current_time()
         self._slots = {side: SlotAccount(slots, now) for side, slots in num_slots(parts.config).items()}
         self._totals = Totals(usd={}, tokens_under_way=0)
+        self._read_again_at = now
         self._is_down = False
 
     def snapshot(self) -> dict[str, Any]:
@@ -94,10 +98,16 @@ class Accounts:
         return {key: value for key, value in row.items() if value is not None}
 
     async def _read_ledger(self) -> None:
+        """Read the sums, unless that would hold up every step: what they miss then counts as unrecorded."""
+        began = anyio.current_time()
+        if began < self._read_again_at:
+            return
         try:
             self._totals = await anyio.to_thread.run_sync(read_totals, self._parts.run_dir / "ledger.db")
         except LedgerError as error:  # who writes the ledger ends the run if it has to; these are only sums
             log.warning("totals_not_read", reason=str(error))
+        now = anyio.current_time()
+        self._read_again_at = now + 50 * (now - began) if now - began > _BRIEF_S else now
 
     def _usd(self) -> dict[str, float]:
         """Return the dollars of the last row, and what was spent beyond them until now."""

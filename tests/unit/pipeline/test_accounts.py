@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 from pathlib import Path
 
 import anyio
@@ -12,7 +13,7 @@ import pytest
 
 from fd_async.config.schema import FeedbackTable, Policy
 from fd_async.data.ledger import open_ledger
-from fd_async.data.totals import read_totals
+from fd_async.data.totals import Totals, read_totals
 from fd_async.errors import FeedbackRejected
 from fd_async.pipeline.accounts import num_slots
 from fd_async.pipeline.observing import open_observers
@@ -168,3 +169,24 @@ async def test_a_row_tells_of_an_outage_that_is_over(tmp_path: Path, monkeypatch
     monkeypatch.setattr(bench.provider, "statistics", lambda: {**told(), "outage_s": 0.0, "outages_s": 7.0})
     assert await bench.run() == 0
     assert {row["feedback/outage_s"] for row in read_rows(tmp_path / "metrics.jsonl")} == {7.0}
+
+
+async def test_a_ledger_that_takes_long_to_sum_does_not_hold_up_every_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long run has a million attempts; dollars close all the same, and what the sums miss is unrecorded."""
+    reads: list[Path] = []
+
+    def slow(path: Path) -> Totals:
+        reads.append(path)
+        time.sleep(0.02)
+        return read_totals(path)
+
+    monkeypatch.setattr("fd_async.pipeline.accounts._BRIEF_S", 0.01)
+    monkeypatch.setattr("fd_async.pipeline.accounts.read_totals", slow)
+    bench = Bench(make_config(), tmp_path)
+    assert await bench.run() == 0
+    assert len(reads) < 6
+    last = read_rows(tmp_path / "metrics.jsonl")[-1]
+    parts = ("trained", "queued", "dropped", "wasted", "unrecorded")
+    assert sum(last[f"usd/{part}"] for part in parts) == pytest.approx(last["feedback/usd"])
