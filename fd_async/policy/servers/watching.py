@@ -24,7 +24,6 @@ _FIRST_RETRY_S, _LONGEST_RETRY_S = 0.5, 15.0
 _STEADY_S = 30.0
 """A server that fails again before has to wait twice as long as the last time."""
 _CHECK_IDS = [1, 2]
-_ADVICE = "start it with bin/fd-serve and this run's configuration (docs/servers.md)"
 log = structlog.get_logger(__name__)
 
 
@@ -177,7 +176,9 @@ class Watcher:
                 await member.link.resume()
                 await member.link.score(_CHECK_IDS, f"check-{member.num_pushes}", "check")
         except Unsuited as error:
-            raise Unsuited(f"{error}; {_ADVICE}") from error
+            raise Unsuited(
+                f"{error}; start it with bin/fd-serve and this run's configuration (docs/servers.md)"
+            ) from error
         return label
 
     async def _describe(self, member: Member) -> list[dict[str, Any]]:
