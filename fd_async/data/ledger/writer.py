@@ -130,7 +130,11 @@ class Ledger:
         """Record money spent on answers that gave no feedback; `fallback_usd` of it was paid to `[fallback]`."""
         parts = [(cause, usd - fallback_usd), (f"{_FALLBACK}{cause}", fallback_usd)]
         rows = [part for part in parts if part[1] > 1e-12]  # what a difference of floats leaves is no money
-        await self._write(lambda db: db.executemany("INSERT INTO spend (cause, usd) VALUES (?,?)", rows))
+
+        def write(db: sqlite3.Connection) -> None:
+            db.executemany("INSERT INTO spend (cause, usd) VALUES (?,?)", rows)
+
+        await self._write(write)
 
     async def drop(self, rollout_id: str, cause: str) -> None:
         """Give a recorded attempt its terminal record `dropped:cause`."""
