@@ -63,6 +63,11 @@ async def _replay(config: RunConfig, recorded_dir: Path, run_dir: Path) -> Compa
         progress.message(f"replaying {recorded_dir.name}: {len(recorded.batches)} steps, without vLLM and verifier")
         if config.learner.gpus:
             progress.message("learner.gpus: sums on GPUs may differ in their last bits; the CPU build repeats exactly")
+        if (recorded_dir / "config.before.toml").exists():
+            progress.message(
+                "the run's configuration was changed at a resume (config.before.toml): the replay takes the last one,"
+                " so steps from before may differ"
+            )
         for other in recorded.fingerprints():
             if other != fingerprint(config):
                 progress.message(f"the run computed with {other}; this is {fingerprint(config)}")

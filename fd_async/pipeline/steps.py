@@ -11,6 +11,8 @@ from fd_async.pipeline.state import Finished, Parts, RunState
 from fd_async.telemetry.lag import LoopLag
 from fd_async.types import PushReport, Rollout
 
+_LEAN = ("checks", "infra_errors", "audits", "revoked", "audit_unfinished", "canaries")
+
 
 class StepClock:
     """Seconds of the phases of a step."""
@@ -79,20 +81,13 @@ def step_row(
         "tokens/trained": state.tokens["trained"],
         "tokens/queued": state.tokens["queued"],
         "tokens/dropped": state.tokens_dropped,
+        **{f"time/{phase}_s": clock.seconds[phase] for phase in ("wait_for_batch", "learn", "stage")},
         "time/step_s": clock.total_s,
-        "time/wait_for_batch_s": clock.seconds["wait_for_batch"],
-        "time/learn_s": clock.seconds["learn"],
-        "time/stage_s": clock.seconds["stage"],
         "time/push_stall_s": push.stall_s if push else None,
         "time/rollout_s": _mean([rollout.seconds for rollout in rollouts]),
         "push/probe_max_abs": push.probe_max_abs if push else None,
         "loop/lag_p99_ms": lag.p99_ms(),
-        "lean/checks": verifier["checks"],
-        "lean/infra_errors": verifier["infra_errors"],
-        "lean/audits": verifier["audits"],
-        "lean/revoked": verifier["revoked"],
-        "lean/audit_unfinished": verifier["audit_unfinished"],
-        "lean/canaries": verifier["canaries"],
+        **{f"lean/{name}": verifier[name] for name in _LEAN},
         "feedback/calls": provider["calls"],
         "feedback/usd": provider["usd"],
     }
