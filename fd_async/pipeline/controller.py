@@ -22,7 +22,7 @@ import anyio.to_thread
 import msgspec
 import structlog
 
-from fd_async.errors import CheckpointError, FdError, StallDetected, first_cause
+from fd_async.errors import CheckpointError, FdError, FeedbackError, StallDetected, first_cause
 from fd_async.learner.checkpoints import find_checkpoint
 from fd_async.pipeline.attempts import AttemptLoops
 from fd_async.pipeline.board import Wait, wait_table
@@ -107,10 +107,15 @@ class Controller:
         return EXIT_ALARM if state.ended_by_alarm else EXIT_DONE
 
     async def _do_work(self) -> None:
-        """Train to the end, or until the run is asked to stop, and keep the result."""
+        """Train to the end, or until the run is asked to stop or its provider fails for good, and keep the result."""
         state = self._state
         await self._training.start()
-        await self._train()
+        try:
+            await self._train()
+        except Exception as error:
+            if isinstance(first_cause(error), FeedbackError):  # nothing speaks against what was learned: keep it
+                self._parts.progress.message(await self._save_the_rest())
+            raise
         if state.stopping.is_set():
             state.phase = "writing the last checkpoint"
             await self._training.checkpoint()

@@ -22,9 +22,9 @@ from fd_async.errors import (
     VerifierError,
     first_cause,
 )
-from fd_async.learner.checkpoints import find_checkpoint, read_manifest
+from fd_async.learner.checkpoints import find_checkpoint, list_checkpoints, read_manifest
 from fd_async.telemetry.sinks import read_rows
-from fd_async.types import Rollout, Statement, Ticket
+from fd_async.types import Feedback, Rollout, Statement, Ticket
 from tests.fakes.control_plane import Bench, make_config
 
 pytestmark = pytest.mark.anyio
@@ -81,6 +81,28 @@ async def test_money_of_the_calls_that_end_the_run_is_recorded(tmp_path: Path) -
     assert len(list(leaves(caught.value))) == 1
 
 
+async def test_steps_are_kept_when_the_money_is_spent(tmp_path: Path) -> None:
+    """The learner is well and waits for a batch: what it has learned goes on where somebody pays."""
+    bench = Bench(make_config(checkpoint={"every_steps": 0}), tmp_path)
+
+    def spent(rollout: Rollout) -> None:
+        if rollout.ordinal >= 8:
+            while_waiting.append(bench.state.step)
+            raise FeedbackBudgetExceeded("feedback.max_usd = 1 is spent")
+
+    while_waiting: list[int] = []
+    bench.runner.duration_s = lambda ticket: 0.2 if ticket.ordinal >= 8 else 0.0
+    bench.provider.on_feedback = spent
+    with pytest.raises(BaseExceptionGroup) as caught:
+        await bench.run()
+    assert isinstance(first_cause(caught.value), FeedbackBudgetExceeded)
+    assert set(while_waiting) == {2}
+    assert list(list_checkpoints(tmp_path / "checkpoints")) == [2]
+    again = Bench(make_config(checkpoint={"every_steps": 0}), tmp_path)
+    assert await again.run(step=2, resume=True) == 0
+    assert sorted(bench.trained + again.trained) == [f"train-{i:07d}-00" for i in range(24)]
+
+
 async def test_the_same_question_is_bought_once_at_the_same_time(tmp_path: Path) -> None:
     """Two attempts that ask the same share one purchase."""
     config = make_config(run={"max_steps": 1}, rollout={"samples_per_prompt": 3})
@@ -95,8 +117,14 @@ async def test_calls_in_flight_at_a_signal_are_kept(tmp_path: Path) -> None:
     """Feedback that was asked for before Ctrl-C is in the ledger afterwards."""
     bench = Bench(make_config(), tmp_path)
     bench.provider.delay_s = 0.15
-    bench.runner.on_run = lambda ticket: interrupt() if ticket.ordinal == 7 else None
-    bench.runner.duration_s = lambda ticket: 0.05 if ticket.ordinal == 7 else 0.0
+    ask = bench.provider.feedback
+
+    async def feedback(rollout: Rollout) -> Feedback:
+        if not bench.provider.sold:
+            interrupt()
+        return await ask(rollout)
+
+    bench.provider.feedback = feedback  # type: ignore[method-assign]
     with anyio.fail_after(10):
         assert await bench.run() == 130
     async with open_ledger(tmp_path / "ledger.db") as ledger:
