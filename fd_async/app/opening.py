@@ -29,6 +29,7 @@ from fd_async.rendering import Renderer
 from fd_async.rollouts import RolloutRunner
 from fd_async.telemetry.observers import Observers
 from fd_async.telemetry.progress import Progress
+from fd_async.telemetry.redact import redact
 from fd_async.types import Statement
 from fd_async.verifier.tools.schemas import TOOL_SCHEMAS
 from fd_async.verifier.tools.search import open_search
@@ -55,6 +56,7 @@ async def open_lasting(
     """
 
     def on_event(kind: str, text: str) -> None:
+        text = redact(text)  # a provider's own words may hold the key that it was sent
         progress.message(f"{kind.replace('_', ' ')}: {text}")
         observers.event(kind, text)
 

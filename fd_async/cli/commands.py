@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 import traceback
@@ -16,6 +17,7 @@ from fd_async.cli.plan import plan
 from fd_async.config.load import dump_toml, load_config
 from fd_async.config.schema import RunConfig
 from fd_async.errors import ConfigError, PreflightError
+from fd_async.telemetry.redact import protect, protect_environment, redact
 
 if TYPE_CHECKING:
     from fd_async.preflight import Finding
@@ -38,7 +40,7 @@ class ErrorLog:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(time.strftime("%Y-%m-%d %H:%M:%S\n"))
-                traceback.print_exception(error, file=file)
+                file.write(redact("".join(traceback.format_exception(error))))
         except OSError as failure:
             print(f"cannot write {self.path}: {failure.strerror}", file=sys.stderr)
             return None
@@ -60,6 +62,7 @@ def run(arguments: argparse.Namespace, log: ErrorLog) -> int:
         print(dump_toml(config) + "\n" + "".join(f"# {line}\n" for line in plan(config, run_dir)), end="")
         return 0
     _refuse_mixing(run_dir, arguments.resume)
+    _protect_keys(config)
     log.path = run_dir / "logs" / "error.log"
     from fd_async import app
 
@@ -110,6 +113,14 @@ def _files(arguments: argparse.Namespace) -> tuple[Path, list[Path]]:
     return _run_folder(arguments.run) / "config.toml", []
 
 
+def _protect_keys(config: RunConfig) -> None:
+    """Keep the keys out of all that is printed and written, also those whose variables do not look like a key's."""
+    protect_environment()
+    tables = (config.feedback, config.fallback, config.verifier)
+    for name in (config.policy.servers_key_env, *(table.api_key_env for table in tables)):
+        protect(os.environ.get(name, ""), name)
+
+
 def _refuse_mixing(run_dir: Path, resume: int | bool | None) -> None:
     if resume is None and has_begun(run_dir):
         raise ConfigError(
@@ -136,6 +147,7 @@ def check(arguments: argparse.Namespace, log: ErrorLog) -> int:
     from fd_async import preflight
 
     config = load_config(arguments.config[0], arguments.config[1:], arguments.set)
+    _protect_keys(config)
     findings = preflight.inspect(config)
     width = max(len(finding.name) for finding in findings)
     for finding in findings:
@@ -169,6 +181,7 @@ def evaluate(arguments: argparse.Namespace, log: ErrorLog) -> int:
     if not files:
         raise ConfigError("name a RUN or --config FILE, e.g. fd-eval tiny_fd")
     config = load_config(files[0], files[1:], [*_samples(arguments), *arguments.set], options=options)
+    _protect_keys(config)
     log_dir = arguments.logs or (source / "logs" / "eval" if source else Path(config.run.dir) / "eval")
     log.path = log_dir / "error.log"
     from fd_async import app

@@ -14,6 +14,7 @@ from typing import TypeGuard
 from fd_async.cli import commands
 from fd_async.cli.parser import COMMANDS, make_parser
 from fd_async.errors import FdError, PreflightError
+from fd_async.telemetry.redact import redact
 
 INTERRUPTED = 130
 _LEAVE_S = 20.0
@@ -62,13 +63,13 @@ def report(error: BaseException, prog: str, log: commands.ErrorLog, *, debug: bo
     written = log.write(error)
     known = [code for cause in causes if (code := _exit_code(cause)) is not None]
     if debug:
-        traceback.print_exception(error)
+        sys.stderr.write(redact("".join(traceback.format_exception(error))))
     elif written:
         print(f"{prog}: traceback in {written}", file=sys.stderr)
     elif not known:
         print(f"{prog}: run it again with --debug for the traceback", file=sys.stderr)
     for line in dict.fromkeys(line for cause in causes for line in _lines(cause)):
-        print(f"{prog}: {line}", file=sys.stderr)
+        print(f"{prog}: {redact(line)}", file=sys.stderr)
     return known[0] if known else 1
 
 

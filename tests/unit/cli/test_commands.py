@@ -300,3 +300,25 @@ def test_a_replay_takes_no_other_configuration(
     """It repeats a run as it was; anything else would be another run."""
     assert main(["run", "--replay", str(tmp_path), *more]) == 2
     assert "--replay repeats a run as it was" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_a_key_that_a_server_repeats_is_neither_printed_nor_written(
+    config: Path,
+    app: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    debug: bool,
+) -> None:
+    """Whatever the variable is called."""
+    monkeypatch.setenv("TUTOR", "sk-of-this-test")
+
+    def run(*_: object) -> int:
+        raise FeedbackBudgetExceeded("the server answered 401: no such key sk-of-this-test")
+
+    app(run=run)
+    arguments = ["run", "--config", str(config), "--set", "feedback.api_key_env=TUTOR"]
+    assert main([*arguments, *(["--debug"] if debug else [])]) == 4
+    printed = capsys.readouterr().err
+    assert "no such key [TUTOR]" in printed
+    assert "sk-of-this-test" not in printed + Path("runs/small/logs/error.log").read_text()
