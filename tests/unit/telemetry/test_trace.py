@@ -32,8 +32,11 @@ class Clock:
 
 def read(path: Path) -> list[dict]:
     """Parse a trace as Perfetto does: the closing bracket may be missing, and an event that a kill cut is left out."""
-    text = path.read_text(encoding="utf-8")
-    return json.loads(text if text.endswith("]\n") else text[: text.rindex("\n")] + "]")
+    text = path.read_text(encoding="utf-8").rstrip()
+    try:
+        return json.loads(text if text.endswith("]") else text + "]")
+    except json.JSONDecodeError:
+        return json.loads(text[: text.rindex(",\n")] + "]")
 
 
 def tracks(events: list[dict]) -> dict[tuple[str, int], list[tuple[str, float, float | None]]]:
