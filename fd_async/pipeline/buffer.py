@@ -12,8 +12,8 @@ Example: B = 2, S = 1, v = 0 admits 4 groups; groups 1..3 finish, group 0 is slo
 waits for group 0.
 
 Everything that changes does so between two turns of the event loop, and only those are woken whose wait is over: with
-10,000 attempts under way a change costs what it costs with ten. Each change is noted (`listen`), in the order in which it
-took place; the notes of a run, given to another buffer, must lead to the same batches (`pipeline.replay`).
+10,000 attempts under way a change costs what it costs with ten. Each change is noted (`listen`), in the order in which
+it took place; the notes of a run, given to another buffer, must lead to the same batches (`pipeline.replay`).
 """
 
 from __future__ import annotations
