@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+import structlog
 from hypothesis import settings
 
 # A shared machine stalls now and then: examples are bounded in number, not in time.
@@ -16,6 +17,12 @@ settings.load_profile("shared")
 def anyio_backend() -> str:
     """Run every async test on asyncio, as the project does."""
     return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def _hear_every_level() -> None:
+    """Undo what an earlier test told the logs, so that a test that reads them hears all."""
+    structlog.reset_defaults()
 
 
 @pytest.fixture(autouse=True)

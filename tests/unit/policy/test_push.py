@@ -24,7 +24,8 @@ from tests.unit.policy.test_manifest import staged
 
 pytestmark = pytest.mark.anyio
 __all__ = ["staged"]
-CONFIG = Policy(push_timeout_s=0.3)
+CONFIG = Policy(push_timeout_s=60.0)
+HASTY = Policy(push_timeout_s=0.3)
 
 
 class Vllm(FakeVllm):
@@ -82,7 +83,7 @@ async def test_a_file_system_that_hangs_is_named(tmp_path: Path, staged: StagedW
     try:
         hanging = replace(staged, path=str(pipe)).sealed()
         with pytest.raises(PushRefused, match=r"checking the staged file .* policy\.push_timeout_s = 0\.3 s"):
-            await make_pusher(vllm, tmp_path).check(hanging, None)
+            await make_pusher(vllm, tmp_path, HASTY).check(hanging, None)
     finally:
         os.close(os.open(pipe, os.O_RDWR))
     assert vllm.calls == []
@@ -92,7 +93,7 @@ async def test_a_preparation_that_hangs_is_given_up(tmp_path: Path, staged: Stag
     """The workers are told, so that the half-prepared weights do not keep their memory."""
     vllm.questions = float("inf")
     with pytest.raises(PushRefused, match=r"preparing the new weights .* policy\.push_timeout_s = 0\.3 s"):
-        await make_pusher(vllm, tmp_path).check(staged, None)
+        await make_pusher(vllm, tmp_path, HASTY).check(staged, None)
     assert vllm.calls[-1] == "fd_discard"
     assert "pause" not in vllm.calls
 
@@ -123,7 +124,7 @@ async def test_a_push_that_cannot_hold_the_engine_keeps_no_second_set_of_weights
     tmp_path: Path, staged: StagedWeights, vllm: Vllm
 ) -> None:
     """The requests never drain: the push is refused, the engine goes on, the prepared weights go."""
-    pusher = make_pusher(vllm, tmp_path)
+    pusher = make_pusher(vllm, tmp_path, replace(CONFIG, push_timeout_s=3.0))
     message = await pusher.check(staged, None)
 
     async def pause(mode: str, clear_cache: bool) -> None:
@@ -177,7 +178,7 @@ async def test_a_cancelled_check_stops_reading(
 
     monkeypatch.setattr(push_module, "check_file", check)
     async with anyio.create_task_group() as group:
-        group.start_soon(make_pusher(vllm, tmp_path, replace(CONFIG, push_timeout_s=60.0)).check, staged, None)
+        group.start_soon(make_pusher(vllm, tmp_path, CONFIG).check, staged, None)
         wait: Callable[[float], bool] = started.wait
         assert await anyio.to_thread.run_sync(wait, 10.0)
         group.cancel_scope.cancel()
