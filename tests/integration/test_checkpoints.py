@@ -64,7 +64,7 @@ class Run:
         self._objective = FeedbackDistillation(config, self._teacher)
         self._trainer = Trainer(config, self._engine, self._objective, world_size)
         self._state = LearnerState(
-            step=0, num_updates=0, num_shards=0, ranks=world_size, zero_stage=effective_zero_stage(config),
+            num_updates=0, num_shards=0, ranks=world_size, zero_stage=effective_zero_stage(config),
             dtype=dtype, algorithm="fd",
         )  # fmt: skip
 
@@ -77,7 +77,7 @@ class Run:
             share = split_by_tokens(samples, self._state.ranks)[self._rank]
             report = self._trainer.step(share, step=step, gain_ids=names[:3], anchor_ids=names)
             reports.append({name: value for name, value in report.metrics.items() if not name.startswith("time/")})
-        self._state = msgspec.structs.replace(self._state, step=last, objective=self._objective.progress)
+        self._state = msgspec.structs.replace(self._state, objective=self._objective.progress)
         return reports
 
     def save(self, folder: Path, source: str) -> None:
