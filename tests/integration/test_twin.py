@@ -74,8 +74,8 @@ def test_too_little_memory_leaves_the_loading_to_vllm(monkeypatch: pytest.Monkey
 
     def prepare() -> object:
         preparation = object.__new__(transfer.Preparation)
-        preparation.rows, preparation._stopped = [], threading.Event()
-        return preparation._build_twin(nn.Module(), 1000)
+        preparation.rows, preparation._stopped, preparation._model = [], threading.Event(), nn.Module()
+        return preparation._build_twin(1000)
 
     monkeypatch.setattr(transfer, "_free_bytes", lambda: 1249)
     assert prepare() is None
