@@ -54,8 +54,10 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Fake]:
         names = ("on_import", "on_init", "on_log", "on_finish")
         (folder / "wandb.py").write_text(WANDB.format(**{name: acts.get(name, "pass") for name in names}))
 
+    before = set(psutil.Process().children(recursive=True))  # a helper of multiprocessing's, from an earlier test
     yield install
-    assert [p for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE] == []
+    left = set(psutil.Process().children(recursive=True)) - before
+    assert [process for process in left if process.status() != psutil.STATUS_ZOMBIE] == []
 
 
 def open_sink(tmp_path: Path, name: str = "wandb", step: int = 0) -> ExternalSink:
