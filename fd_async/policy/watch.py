@@ -57,6 +57,9 @@ async def _process_end(child: BaseProcess, log: tuple[Any, int]) -> str:
             await anyio.wait_readable(descriptor)
         finally:
             os.close(descriptor)
+    with anyio.move_on_after(_LOOK_S / 2):
+        while child.exitcode is None:  # noqa: ASYNC110  # a thread of vLLM waits for it too, and may be about to say
+            await anyio.sleep(_LOOK_S / 20)
     return f"vLLM's process {child.name} (pid {child.pid}) {await _describe(child.exitcode, log)}"
 
 

@@ -28,9 +28,13 @@ class Child:
     def __init__(self, command: str) -> None:
         self._process = subprocess.Popen(["/bin/sh", "-c", command], stdin=subprocess.PIPE)
         self.pid = self._process.pid
+        self.late = 0
 
     @property
     def exitcode(self) -> int | None:
+        if self.late:
+            self.late -= 1
+            return None
         return self._process.poll()
 
     def end(self, number: int = signal.SIGKILL) -> None:
@@ -92,6 +96,12 @@ async def test_the_end_of_any_process_is_seen(world: World, victim: int) -> None
         children[victim].end()
     name = rf"vLLM's process EngineCore (pid {children[victim].pid}) was killed by SIGKILL"
     assert reasons[0].startswith(name)
+
+
+async def test_how_a_process_ended_is_told_though_another_thread_waits_for_it(world: World) -> None:
+    """vLLM's own monitor may have collected the dead and not yet written down how it ended."""
+    world.start("exit 3").late = 4
+    assert (await world.end()).endswith("ended with exit code 3")
 
 
 async def test_a_process_that_failed_by_itself_tells_its_last_error(world: World) -> None:
