@@ -7,7 +7,6 @@ The learner is idle. Both orders alternate; the ratio is of the medians of one r
 from __future__ import annotations
 
 import statistics
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -61,25 +60,23 @@ async def run(quick: bool) -> None:
             search = open_search(config.verifier)
             for number in range(rounds + 1):
                 recorder = Recorder(supervised)
-                with tempfile.TemporaryDirectory() as scratch:
-                    runner = RolloutRunner(
-                        engine=recorder,  # type: ignore[arg-type]
-                        renderer=renderer,
-                        verifier=verifier,
-                        search=search,
-                        config=config.rollout,
-                        scratch=Path(scratch),
+                runner = RolloutRunner(
+                    engine=recorder,  # type: ignore[arg-type]
+                    renderer=renderer,
+                    verifier=verifier,
+                    search=search,
+                    config=config.rollout,
+                )
+                tickets = [
+                    Ticket(
+                        ordinal=number * attempts + i,
+                        sample=0,
+                        purpose="train",
+                        statement=statements[(number * attempts + i) % len(statements)],
                     )
-                    tickets = [
-                        Ticket(
-                            ordinal=number * attempts + i,
-                            sample=0,
-                            purpose="train",
-                            statement=statements[(number * attempts + i) % len(statements)],
-                        )
-                        for i in range(attempts)
-                    ]
-                    in_run = await timed_rollouts(runner, tickets, config.rollout.concurrency)
+                    for i in range(attempts)
+                ]
+                in_run = await timed_rollouts(runner, tickets, config.rollout.concurrency)
                 num_tokens = sum(length for calls in recorder.calls.values() for _, length in calls)
                 by_itself = await timed_replay(engine, list(recorder.calls.values()), config.rollout.concurrency)
                 if number:  # the first round warms both up

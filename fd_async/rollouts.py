@@ -13,10 +13,7 @@ attempt that is cut goes on elsewhere from its tokens and its files, and its dea
 from __future__ import annotations
 
 import functools
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import anyio
 import anyio.to_thread
@@ -131,25 +128,12 @@ class RolloutRunner:
         verifier: Verifier,
         search: Search,
         config: RolloutTable,
-        scratch: Path | None = None,
     ) -> None:
-        """Share these parts.
-
-        Args:
-            engine: samples.
-            renderer: of the engine's model.
-            verifier: judges.
-            search: in Mathlib.
-            config: the `[rollout]` table.
-            scratch: folder below which attempts keep their files; None keeps them in memory, where making and removing
-                folders costs nothing.
-        """
         self._engine = engine
         self._renderer = renderer
         self._verifier = verifier
         self._search = search
         self._config = config
-        self._scratch = scratch
         self._under_way: dict[str, tuple[UnderWay, Keep]] = {}
 
     async def run(
@@ -258,31 +242,24 @@ class RolloutRunner:
         self, attempt: UnderWay, end: _End, temperature: float, on_stage: StageListener, keep: Keep
     ) -> None:
         """Converse and judge with files of its own, inside the attempt's deadline."""
-        folder = self._scratch and Path(await anyio.to_thread.run_sync(lambda: tempfile.mkdtemp(dir=self._scratch)))
-        try:
-            toolbox = Toolbox(
-                folder=folder,
-                statement=attempt.ticket.statement,
-                verifier=self._verifier,
-                search=self._search,
-                output_chars=self._config.tool_output_chars,
-                caller=attempt.ticket.id,
-            )
-            with anyio.fail_after(self._config.timeout_s - attempt.seconds):
-                await toolbox.restore(attempt.tools)
-                end.reason, verdict = await self._converse(attempt, toolbox, temperature, on_stage, keep)
-                if verdict is None:
-                    on_stage("tools")
-                    verdict = await toolbox.final_verdict()
-            end.verdict, end.file = verdict, toolbox.last_judged
-            if verdict.is_proved:
-                end.reason = "solved"
-            elif verdict.is_infrastructure:
-                end.fail("infrastructure", verdict.reason)
-        finally:
-            if folder is not None:
-                with anyio.CancelScope(shield=True):
-                    await anyio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
+        toolbox = Toolbox(
+            statement=attempt.ticket.statement,
+            verifier=self._verifier,
+            search=self._search,
+            output_chars=self._config.tool_output_chars,
+            caller=attempt.ticket.id,
+        )
+        with anyio.fail_after(self._config.timeout_s - attempt.seconds):
+            toolbox.restore(attempt.tools)
+            end.reason, verdict = await self._converse(attempt, toolbox, temperature, on_stage, keep)
+            if verdict is None:
+                on_stage("tools")
+                verdict = await toolbox.final_verdict()
+        end.verdict, end.file = verdict, toolbox.last_judged
+        if verdict.is_proved:
+            end.reason = "solved"
+        elif verdict.is_infrastructure:
+            end.fail("infrastructure", verdict.reason)
 
     async def _converse(
         self, attempt: UnderWay, toolbox: Toolbox, temperature: float, on_stage: StageListener, keep: Keep

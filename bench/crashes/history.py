@@ -141,8 +141,7 @@ def closes(row: dict[str, Any]) -> bool:
 
 
 def _leftovers(run_dir: Path) -> list[Path]:
-    names = [*run_dir.rglob("*.tmp"), *run_dir.rglob(".*.tmp"), *run_dir.glob("fd_async-rollouts-*")]
-    return sorted(set(names))
+    return sorted({*run_dir.rglob("*.tmp"), *run_dir.rglob(".*.tmp")})
 
 
 def _rows(run_dir: Path, query: str) -> list[tuple[Any, ...]]:

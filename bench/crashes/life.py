@@ -30,7 +30,6 @@ from fd_async.pipeline.lives import Lives
 from fd_async.pipeline.signals import Stop
 from fd_async.pipeline.state import Parts
 from fd_async.rollouts import RolloutRunner
-from fd_async.scratch import scratch_folder
 from fd_async.telemetry.logs import setup_logging
 from fd_async.telemetry.observers import Observers
 from fd_async.telemetry.progress import QuietProgress
@@ -116,14 +115,12 @@ async def run_life(config: RunConfig, run_dir: Path, socket: Path, stop: Stop, l
     verifier: Any = PlannedVerifier()
     async with AsyncExitStack() as stack:
         ledger = await stack.enter_async_context(open_ledger(run_dir / "ledger.db"))
-        scratch = stack.enter_context(scratch_folder("rollouts", run_dir))
         runner = RolloutRunner(
             engine=engine,
             renderer=renderer,
             verifier=verifier,
             search=None,  # type: ignore[arg-type]
             config=config.rollout,
-            scratch=scratch,
         )
 
         async def assemble(learner: RememberingLearner) -> Parts:

@@ -126,7 +126,7 @@ class World:
     @asynccontextmanager
     async def controller(self, run_dir: Path) -> AsyncIterator[tuple[Controller, RunState]]:
         """Open a run of these stand-ins in a folder."""
-        for folder in ("logs", "checkpoints", "scratch"):
+        for folder in ("logs", "checkpoints"):
             (run_dir / folder).mkdir(parents=True, exist_ok=True)
         statements = [Statement(name=f"t{i}", formal_statement=f"theorem t{i} : True :=") for i in range(10_000)]
         metrics = MetricsFile(run_dir / "metrics.jsonl")
@@ -144,7 +144,6 @@ class World:
                 verifier=self.lean,  # type: ignore[arg-type]
                 search=SimulatedSearch(),  # type: ignore[arg-type]
                 config=self.config.rollout,
-                scratch=run_dir / "scratch",
             )
             parts = Parts(
                 config=self.config,

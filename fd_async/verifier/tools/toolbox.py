@@ -1,21 +1,16 @@
 """The three tools of one rollout: write a file, check it, search Mathlib.
 
-Owns the rollout's folder, where it has one; without, its files are in memory alone. Names are flat, links are never
-followed, and what is judged is the text remembered when it was written, so nothing can change it in between: the
-SHA-256 in the verdict is that of the bytes written. Text that cannot be written byte for byte is refused. The final
-verdict is that of the last file written.
+Owns the rollout's files, which are in memory alone: no path leads out of them, and nothing can change one between its
+writing and its judgement. The SHA-256 in the verdict is that of the bytes written; text that cannot be written byte for
+byte is refused. The final verdict is that of the last file written.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import secrets
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
-from anyio import current_time, to_thread
+from anyio import current_time
 
 from fd_async.errors import VerifierError
 from fd_async.types import Statement, ToolCall, ToolResult, ToolState, Verdict
@@ -29,7 +24,7 @@ _NAME = re.compile(r"[A-Za-z0-9_]{1,64}\.lean")
 _RESERVED = frozenset(["lakefile.lean"])
 """Lake would run it as a program."""
 _MAX_FILES = 64
-_MAX_FOLDER_BYTES = 4 << 20
+_MAX_BYTES = 4 << 20
 _REQUIRED: dict[str, list[str]] = {
     schema["function"]["name"]: schema["function"]["parameters"]["required"] for schema in TOOL_SCHEMAS
 }
@@ -40,7 +35,6 @@ class Toolbox:
 
     def __init__(
         self,
-        folder: Path | None,
         statement: Statement,
         verifier: Verifier,
         search: Search,
@@ -48,7 +42,6 @@ class Toolbox:
         *,
         caller: str = "",
     ) -> None:
-        self._folder = folder
         self._statement = statement
         self._verifier = verifier
         self._search = search
@@ -63,17 +56,13 @@ class Toolbox:
         """The file that the newest verdict is about."""
 
     async def call(self, call: ToolCall) -> ToolResult:
-        """Run one call; whatever is wrong with it is told to the model.
-
-        Raises:
-            VerifierError: The rollout's folder cannot be written.
-        """
+        """Run one call; whatever is wrong with it is told to the model."""
         started = current_time()
         problem = call.error or _problem(call)
         if problem:
             return ToolResult(text=cut(problem, self._output_chars), ok=False, seconds=0.0)
         if call.name == "lean_write_file":
-            result = await self._write(call.arguments["file_name"], call.arguments["code"])
+            result = self._write(call.arguments["file_name"], call.arguments["code"])
         elif call.name == "lean_check_file":
             result = await self._check(call.arguments["file_name"])
         else:
@@ -96,14 +85,14 @@ class Toolbox:
             last_output=self.last_output,
         )
 
-    async def restore(self, state: ToolState) -> None:
-        """Write the files of an earlier toolbox into this one's folder and go on where it was.
+    def restore(self, state: ToolState) -> None:
+        """Take the files of an earlier toolbox and go on where it was.
 
         Raises:
-            VerifierError: The rollout's folder cannot be written.
+            VerifierError: A file is none that a toolbox writes.
         """
         for name, code in state.files.items():
-            result = await self._write(name, code)
+            result = self._write(name, code)
             if not result.ok:
                 raise VerifierError(f"a file of the ledger is refused: {result.text}")
         self._last_written = state.last_written or None
@@ -115,24 +104,19 @@ class Toolbox:
             return Verdict(kind="missing", reason="no file was written")
         return await self._judge(self._files[self._last_written])
 
-    async def _write(self, name: str, code: str) -> ToolResult:
+    def _write(self, name: str, code: str) -> ToolResult:
         if not _NAME.fullmatch(name) or name.lower() in _RESERVED:
             text = f"Invalid file name {name[:80]!r}: use letters, digits and underscores, ending in .lean."
             return ToolResult(text=text, ok=False)
         problem = self._problem_of(name, code)
         if problem:
             return ToolResult(text=problem, ok=False)
-        content = code.encode("utf-8")  # these bytes, and no others, are what the judge is given as text
-        others = sum(size for other, size in self._sizes.items() if other != name)
-        if others + len(content) > _MAX_FOLDER_BYTES:
-            return ToolResult(text=f"All files together are too long: at most {_MAX_FOLDER_BYTES} bytes.", ok=False)
-        if self._folder is not None:
-            try:
-                await to_thread.run_sync(_write_flat, self._folder, name, content)
-            except OSError as error:
-                raise VerifierError(f"cannot write {name} into {self._folder}: {error}") from error
+        size = len(code.encode("utf-8"))
+        others = sum(num for other, num in self._sizes.items() if other != name)
+        if others + size > _MAX_BYTES:
+            return ToolResult(text=f"All files together are too long: at most {_MAX_BYTES} bytes.", ok=False)
         self._files[name] = code
-        self._sizes[name] = len(content)
+        self._sizes[name] = size
         self._last_written = name
         return ToolResult(text=f"Wrote {name}.", ok=True)
 
@@ -182,25 +166,3 @@ def _problem(call: ToolCall) -> str:
     if unknown:
         return f"{call.name}: unknown argument {str(unknown[0])[:80]!r}."
     return ""
-
-
-def _write_flat(folder: Path, name: str, content: bytes) -> None:
-    """Put a file at folder/name, whole or not at all, and never through a link that stands there.
-
-    It is written under another name and renamed, which replaces a link, a second name of a foreign file, or a pipe
-    instead of writing into it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    directory = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    fresh = f".{secrets.token_hex(8)}"
-    try:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-        with os.fdopen(os.open(fresh, flags, 0o644, dir_fd=directory), "wb") as file:
-            file.write(content)
-        os.rename(fresh, name, src_dir_fd=directory, dst_dir_fd=directory)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(fresh, dir_fd=directory)
-        raise
-    finally:
-        os.close(directory)

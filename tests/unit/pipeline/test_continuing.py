@@ -43,7 +43,6 @@ class World:
             verifier=self.verifier,  # type: ignore[arg-type]
             search=None,  # type: ignore[arg-type]
             config=msgspec.structs.replace(RolloutTable(), **keys),
-            scratch=folder,
         )
 
     async def run(self, ticket: Ticket, partial: PartialRollout | None = None) -> Rollout:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -78,42 +77,41 @@ def check(name: str) -> tuple[str, dict[str, str]]:
     return "lean_check_file", {"file_name": name}
 
 
-async def attempt(tmp_path: Path, script: Script, judge: Judge, **keys: Any) -> Rollout:
+async def attempt(script: Script, judge: Judge, **keys: Any) -> Rollout:
     runner = RolloutRunner(
         engine=script,  # type: ignore[arg-type]
         renderer=script,  # type: ignore[arg-type]
         verifier=judge,  # type: ignore[arg-type]
         search=None,  # type: ignore[arg-type]
         config=msgspec.structs.replace(RolloutTable(), **keys),
-        scratch=tmp_path,
     )
     return await runner.run(Ticket(ordinal=0, sample=0, purpose="train", statement=STATEMENT), temperature=1.0)
 
 
-async def test_the_record_keeps_the_file_that_was_proved(tmp_path: Path) -> None:
+async def test_the_record_keeps_the_file_that_was_proved() -> None:
     """Feedback that shows the attempt's own solution needs it."""
-    rollout = await attempt(tmp_path, Script([write("a.lean", GOOD), check("a.lean")]), Judge())
+    rollout = await attempt(Script([write("a.lean", GOOD), check("a.lean")]), Judge())
     assert (rollout.end_reason, rollout.reward, rollout.final_file) == ("solved", 1.0, GOOD)
 
 
-async def test_a_check_that_proves_an_earlier_file_counts(tmp_path: Path) -> None:
+async def test_a_check_that_proves_an_earlier_file_counts() -> None:
     """The verdict that ended the attempt is the attempt's verdict, whatever was written after that file."""
     judge = Judge()
     calls = [write("a.lean", GOOD), write("b.lean", BAD), check("a.lean")]
-    rollout = await attempt(tmp_path, Script(calls), judge)
+    rollout = await attempt(Script(calls), judge)
     assert (rollout.end_reason, rollout.reward, rollout.final_file) == ("solved", 1.0, GOOD)
     assert judge.seen == [GOOD]
     assert judge.callers == {"train-0000000-00"}
 
 
-async def test_an_unchecked_file_is_judged_at_the_end(tmp_path: Path) -> None:
+async def test_an_unchecked_file_is_judged_at_the_end() -> None:
     """The last file counts though the model never checked it."""
-    rollout = await attempt(tmp_path, Script([write("a.lean", BAD)]), Judge())
+    rollout = await attempt(Script([write("a.lean", BAD)]), Judge())
     assert (rollout.end_reason, rollout.verdict.kind, rollout.final_file) == ("stopped", "failed", BAD)
 
 
 @pytest.mark.parametrize("error", [EngineError("one request"), OSError(28, "No space left on device")])
-async def test_a_failed_request_drops_the_attempt_by_name(tmp_path: Path, error: Exception) -> None:
+async def test_a_failed_request_drops_the_attempt_by_name(error: Exception) -> None:
     """One slow or refused request, or a full disk, is this attempt's failure and no reward of 0."""
     script = Script([write("a.lean", BAD)])
 
@@ -122,24 +120,23 @@ async def test_a_failed_request_drops_the_attempt_by_name(tmp_path: Path, error:
             raise error
 
     script.on_generate = fail
-    rollout = await attempt(tmp_path, script, Judge())
+    rollout = await attempt(script, Judge())
     assert rollout.end_reason == "failed"
     assert rollout.failure == ("engine" if isinstance(error, EngineError) else "infrastructure")
     assert rollout.verdict.is_infrastructure
     assert str(error) in rollout.verdict.reason
     assert rollout.num_sampled_tokens == 2
-    assert list(Path(tmp_path).iterdir()) == []  # noqa: ASYNC240
 
 
-async def test_an_aborted_request_is_no_answer(tmp_path: Path) -> None:
+async def test_an_aborted_request_is_no_answer() -> None:
     """What an engine gave up half-way is not a model that stopped."""
     script = Script([])
     script.finish_reason = "abort"
-    rollout = await attempt(tmp_path, script, Judge())
+    rollout = await attempt(script, Judge())
     assert (rollout.end_reason, rollout.failure) == ("failed", "engine")
 
 
-async def test_the_death_of_the_engine_is_not_recorded_as_an_attempt(tmp_path: Path) -> None:
+async def test_the_death_of_the_engine_is_not_recorded_as_an_attempt() -> None:
     """It ends the run instead."""
     script = Script([])
 
@@ -148,10 +145,10 @@ async def test_the_death_of_the_engine_is_not_recorded_as_an_attempt(tmp_path: P
 
     script.on_generate = die
     with pytest.raises(EngineDied):
-        await attempt(tmp_path, script, Judge())
+        await attempt(script, Judge())
 
 
-async def test_a_verifier_that_cannot_answer_is_infrastructure(tmp_path: Path) -> None:
+async def test_a_verifier_that_cannot_answer_is_infrastructure() -> None:
     """The reason is the verifier's."""
     judge = Judge()
 
@@ -159,11 +156,11 @@ async def test_a_verifier_that_cannot_answer_is_infrastructure(tmp_path: Path) -
         raise VerifierError("no worker")
 
     judge.on_check = fail
-    rollout = await attempt(tmp_path, Script([write("a.lean", GOOD), check("a.lean")]), judge)
+    rollout = await attempt(Script([write("a.lean", GOOD), check("a.lean")]), judge)
     assert (rollout.failure, rollout.verdict.reason) == ("infrastructure", "no worker")
 
 
-async def test_an_attempt_out_of_time_says_so(tmp_path: Path) -> None:
+async def test_an_attempt_out_of_time_says_so() -> None:
     """The reason names the key."""
 
     class Slow(Judge):
@@ -172,13 +169,13 @@ async def test_an_attempt_out_of_time_says_so(tmp_path: Path) -> None:
             raise AssertionError
 
     judge = Slow()
-    rollout = await attempt(tmp_path, Script([write("a.lean", GOOD), check("a.lean")]), judge, timeout_s=0.05)
+    rollout = await attempt(Script([write("a.lean", GOOD), check("a.lean")]), judge, timeout_s=0.05)
     assert rollout.failure == "timeout"
     assert "rollout.timeout_s" in rollout.verdict.reason
 
 
-async def test_a_prompt_that_is_too_long_is_not_generated(tmp_path: Path) -> None:
+async def test_a_prompt_that_is_too_long_is_not_generated() -> None:
     """The reason names the key and the length."""
-    rollout = await attempt(tmp_path, Script([]), Judge(), max_prompt_tokens=1)
+    rollout = await attempt(Script([]), Judge(), max_prompt_tokens=1)
     assert (rollout.failure, rollout.completion_ids) == ("prompt_too_long", [])
     assert "rollout.max_prompt_tokens" in rollout.verdict.reason

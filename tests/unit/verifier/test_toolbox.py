@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import os
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,9 +32,9 @@ class RecordingVerifier:
         return self.verdicts.pop(0) if self.verdicts else Verdict(kind="proved")
 
 
-def toolbox(folder: Path, *verdicts: Verdict, output_chars: int = 200) -> tuple[Toolbox, RecordingVerifier]:
+def toolbox(*verdicts: Verdict, output_chars: int = 200) -> tuple[Toolbox, RecordingVerifier]:
     verifier = RecordingVerifier(*verdicts)
-    return Toolbox(folder / "rollout", STATEMENT, verifier, Search(None), output_chars), verifier  # type: ignore[arg-type]
+    return Toolbox(STATEMENT, verifier, Search(None), output_chars), verifier  # type: ignore[arg-type]
 
 
 async def use(box: Toolbox, tool: str, **arguments: Any) -> tuple[bool, str]:
@@ -45,38 +42,38 @@ async def use(box: Toolbox, tool: str, **arguments: Any) -> tuple[bool, str]:
     return result.ok, result.text
 
 
-async def test_the_verifier_learns_who_asks(tmp_path: Path) -> None:
+async def test_the_verifier_learns_who_asks() -> None:
     """Without it the queue could not be fair between rollouts."""
     verifier = RecordingVerifier()
-    box = Toolbox(tmp_path, STATEMENT, verifier, Search(None), 200, caller="train-7")  # type: ignore[arg-type]
+    box = Toolbox(STATEMENT, verifier, Search(None), 200, caller="train-7")  # type: ignore[arg-type]
     await use(box, "lean_write_file", file_name="a.lean", code="x")
     await use(box, "lean_check_file", file_name="a.lean")
     await box.final_verdict()
     assert verifier.callers == ["train-7", "train-7"]
 
 
-async def test_write_check_and_final_verdict(tmp_path: Path) -> None:
+async def test_write_check_and_final_verdict() -> None:
     """The texts that a model is trained on are exactly these."""
-    box, verifier = toolbox(tmp_path)
+    box, verifier = toolbox()
     assert await use(box, "lean_write_file", file_name="a.lean", code=proof("exact h")) == (True, "Wrote a.lean.")
     assert await use(box, "lean_check_file", file_name="a.lean") == (True, "a.lean compiles and proves the theorem.")
     assert (await box.final_verdict()).is_proved
-    assert (tmp_path / "rollout" / "a.lean").read_text() == proof("exact h") == verifier.codes[0]
+    assert box.state.files["a.lean"] == proof("exact h") == verifier.codes[0]
 
 
-async def test_a_failed_check_answers_with_the_compilers_output(tmp_path: Path) -> None:
+async def test_a_failed_check_answers_with_the_compilers_output() -> None:
     """Nothing is added to it; feedback can be made of it later."""
     failed = Verdict(kind="failed", reason="r", output="2:2: error: unsolved goals\n⊢ p")
-    box, _ = toolbox(tmp_path, failed)
+    box, _ = toolbox(failed)
     await use(box, "lean_write_file", file_name="a.lean", code="x")
     result = await box.call(ToolCall(name="lean_check_file", arguments={"file_name": "a.lean"}))
     assert (result.ok, result.text, result.verdict) == (False, failed.output, failed)
     assert box.last_output == failed.output
 
 
-async def test_infrastructure_is_told_plainly_and_judged_again(tmp_path: Path) -> None:
+async def test_infrastructure_is_told_plainly_and_judged_again() -> None:
     """The model is not blamed, and the final verdict is a new try."""
-    box, verifier = toolbox(tmp_path, Verdict(kind="infrastructure", reason="no worker"))
+    box, verifier = toolbox(Verdict(kind="infrastructure", reason="no worker"))
     await use(box, "lean_write_file", file_name="a.lean", code="x")
     ok, text = await use(box, "lean_check_file", file_name="a.lean")
     assert (ok, "was not judged" in text) == (False, True)
@@ -84,18 +81,9 @@ async def test_infrastructure_is_told_plainly_and_judged_again(tmp_path: Path) -
     assert verifier.codes == ["x", "x"]
 
 
-async def test_what_was_written_is_what_is_judged(tmp_path: Path) -> None:
-    """Changing the file on disk between write and check changes nothing."""
-    box, verifier = toolbox(tmp_path)
-    await use(box, "lean_write_file", file_name="a.lean", code="honest")
-    (tmp_path / "rollout" / "a.lean").write_text("forged")
-    await use(box, "lean_check_file", file_name="a.lean")
-    assert verifier.codes == ["honest"]
-
-
-async def test_the_last_written_file_counts(tmp_path: Path) -> None:
+async def test_the_last_written_file_counts() -> None:
     """Not the last checked one, and not the best one."""
-    box, verifier = toolbox(tmp_path)
+    box, verifier = toolbox()
     await use(box, "lean_write_file", file_name="a.lean", code="one")
     await use(box, "lean_write_file", file_name="b.lean", code="two")
     await use(box, "lean_check_file", file_name="a.lean")
@@ -103,11 +91,10 @@ async def test_the_last_written_file_counts(tmp_path: Path) -> None:
     assert verifier.codes == ["one", "two"]
 
 
-async def test_nothing_written_is_missing(tmp_path: Path) -> None:
-    """A rollout that never wrote has a verdict all the same, and no folder."""
-    box, _ = toolbox(tmp_path)
+async def test_nothing_written_is_missing() -> None:
+    """A rollout that never wrote has a verdict all the same."""
+    box, _ = toolbox()
     assert (await box.final_verdict()).kind == "missing"
-    assert not (tmp_path / "rollout").exists()
 
 
 @pytest.mark.parametrize(
@@ -139,105 +126,53 @@ async def test_nothing_written_is_missing(tmp_path: Path) -> None:
         "",
     ],
 )
-async def test_only_flat_names_are_written(tmp_path: Path, name: str) -> None:
-    """No path leaves the rollout's folder."""
-    box, _ = toolbox(tmp_path)
+async def test_only_flat_names_are_written(name: str) -> None:
+    """What a resume or a reader of the ledger writes out again must not lead anywhere."""
+    box, _ = toolbox()
     ok, text = await use(box, "lean_write_file", file_name=name, code="x")
     assert not ok
     assert text.startswith("Invalid file name")
     text.encode()
-    assert os.listdir(tmp_path) == []
-
-
-@pytest.mark.parametrize("kind", ["link", "broken link", "second name", "pipe"])
-async def test_what_stands_there_is_replaced_and_never_written_through(tmp_path: Path, kind: str) -> None:
-    """A link, a second name of a foreign file, a pipe that nobody reads: none leads out of the folder."""
-    box, _ = toolbox(tmp_path)
-    (tmp_path / "rollout").mkdir()
-    victim, place = tmp_path / "victim", tmp_path / "rollout" / "a.lean"
-    victim.write_text("safe")
-    if kind == "second name":
-        os.link(victim, place)
-    elif kind == "pipe":
-        os.mkfifo(place)
-    else:
-        place.symlink_to(victim if kind == "link" else tmp_path / "new")
-    assert (await use(box, "lean_write_file", file_name="a.lean", code="x"))[0]
-    assert victim.read_text() == "safe"
-    assert (place.read_text(), place.is_symlink(), place.stat().st_nlink) == ("x", False, 1)
-    assert sorted(os.listdir(tmp_path)) == ["rollout", "victim"]
-    assert os.listdir(tmp_path / "rollout") == ["a.lean"]
-
-
-async def test_a_folder_that_is_a_link_is_an_error_of_the_machine(tmp_path: Path) -> None:
-    """Nothing is written where it leads."""
-    box, _ = toolbox(tmp_path)
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "rollout").symlink_to("elsewhere")
-    with pytest.raises(VerifierError, match=r"cannot write a\.lean"):
-        await use(box, "lean_write_file", file_name="a.lean", code="x")
-    assert os.listdir(tmp_path / "elsewhere") == []
+    assert box.state.files == {}
 
 
 @pytest.mark.parametrize(
     "code", ["", "x", "a\r\nb\r", "\ufeffx", "é ∀ 𝔸 \u202e", "\u2028\x0b\x1b[0m", "a\u0301", "x" * 9999]
 )
-async def test_the_bytes_judged_are_the_bytes_written(tmp_path: Path, lean: ScriptedLean, code: str) -> None:
-    """By the hash in the verdict: no line ending, mark or accent is changed on the way to the disk."""
+async def test_the_bytes_judged_are_the_bytes_written(lean: ScriptedLean, code: str) -> None:
+    """By the hash in the verdict: no line ending, mark or accent is changed on the way."""
     verifier = Verifier(Judge(lean, "", frozenset(), 200))
-    box = Toolbox(tmp_path / "rollout", STATEMENT, verifier, Search(None), 200)
+    box = Toolbox(STATEMENT, verifier, Search(None), 200)
     await use(box, "lean_write_file", file_name="a.lean", code=code)
     verdict = (await box.call(ToolCall(name="lean_check_file", arguments={"file_name": "a.lean"}))).verdict
-    content = (tmp_path / "rollout" / "a.lean").read_bytes()
-    assert content == code.encode()
+    assert box.state.files == {"a.lean": code}
     assert verdict is not None
-    assert verdict.file_hash == hashlib.sha256(content).hexdigest()
+    assert verdict.file_hash == hashlib.sha256(code.encode()).hexdigest()
 
 
 @pytest.mark.parametrize("code", ["a\ud800b", "\udcff", "a\0b", "\udc80" * 10])
-async def test_text_that_has_no_bytes_is_refused(tmp_path: Path, code: str) -> None:
+async def test_text_that_has_no_bytes_is_refused(code: str) -> None:
     """It could not be judged and written as the same thing; the file before it stays the answer."""
-    box, verifier = toolbox(tmp_path)
+    box, verifier = toolbox()
     await use(box, "lean_write_file", file_name="a.lean", code="first")
     ok, text = await use(box, "lean_write_file", file_name="a.lean", code=code)
     assert (ok, "not valid in a Lean file" in text) == (False, True)
     text.encode()
     await box.final_verdict()
     assert verifier.codes == ["first"]
-    assert (tmp_path / "rollout" / "a.lean").read_bytes() == b"first"
+    assert box.state.files == {"a.lean": "first"}
 
 
-@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS])
-async def test_a_full_disk_is_never_the_models_failure(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int
-) -> None:
-    """The rollout ends as infrastructure, nothing half written stays, and the next write works."""
-    box, verifier = toolbox(tmp_path)
-    await use(box, "lean_write_file", file_name="a.lean", code="first")
-
-    def fail(*args: object, **kwargs: object) -> None:
-        raise OSError(error, os.strerror(error))
-
-    with monkeypatch.context() as broken:
-        broken.setattr(os, "rename", fail)
-        with pytest.raises(VerifierError, match=os.strerror(error)):
-            await use(box, "lean_write_file", file_name="a.lean", code="second")
-    assert os.listdir(tmp_path / "rollout") == ["a.lean"]
-    await box.final_verdict()
-    assert verifier.codes == ["first"]
-    assert (await use(box, "lean_write_file", file_name="a.lean", code="third"))[0]
-
-
-async def test_the_size_of_all_files_together_is_bounded(tmp_path: Path) -> None:
+async def test_the_size_of_all_files_together_is_bounded() -> None:
     """Writing one again counts once."""
-    box, _ = toolbox(tmp_path)
+    box, _ = toolbox()
     big = "∀" * 60_000
     for _ in range(9):
         assert (await use(box, "lean_write_file", file_name="a.lean", code=big))[0]
     answers = [await use(box, "lean_write_file", file_name=f"b{n}.lean", code=big) for n in range(30)]
     assert sum(ok for ok, _ in answers) == 22
     assert "too long" in answers[-1][1]
-    assert sum(file.stat().st_size for file in (tmp_path / "rollout").iterdir()) <= 4 << 20
+    assert sum(len(code.encode()) for code in box.state.files.values()) <= 4 << 20
 
 
 @pytest.mark.parametrize(
@@ -253,48 +188,48 @@ async def test_the_size_of_all_files_together_is_bounded(tmp_path: Path) -> None
         (ToolCall(name="lean_write_file", arguments={"file_name": "a.lean", "code": "x" * 200_001}), "too long"),
     ],
 )
-async def test_wrong_calls_are_explained(tmp_path: Path, call: ToolCall, words: str) -> None:
+async def test_wrong_calls_are_explained(call: ToolCall, words: str) -> None:
     """The model reads what was wrong and can try again."""
-    box, _ = toolbox(tmp_path)
+    box, _ = toolbox()
     result = await box.call(call)
     assert not result.ok
     assert words in result.text
 
 
-async def test_every_answer_fits_the_models_budget(tmp_path: Path) -> None:
+async def test_every_answer_fits_the_models_budget() -> None:
     """Also an error about a long argument."""
-    box, _ = toolbox(tmp_path, Verdict(kind="failed", output="x" * 10_000), output_chars=80)
+    box, _ = toolbox(Verdict(kind="failed", output="x" * 10_000), output_chars=80)
     await use(box, "lean_write_file", file_name="a.lean", code="x")
     for tool, arguments in (("lean_check_file", {"file_name": "a.lean"}), ("x" * 500, {}), ("lean_check_file", {})):
         _, text = await use(box, tool, **arguments)
         assert len(text) <= 80
 
 
-async def test_the_number_of_files_is_bounded(tmp_path: Path) -> None:
-    """A loop of writes does not fill the disk."""
-    box, _ = toolbox(tmp_path)
+async def test_the_number_of_files_is_bounded() -> None:
+    """A loop of writes fills no memory."""
+    box, _ = toolbox()
     answers = [await use(box, "lean_write_file", file_name=f"f{n}.lean", code="x") for n in range(70)]
     assert sum(ok for ok, _ in answers) == 64
     assert "Too many files" in answers[-1][1]
 
 
-async def test_another_toolbox_goes_on_where_one_was_left(tmp_path: Path) -> None:
+async def test_another_toolbox_goes_on_where_one_was_left() -> None:
     """Files, the last one written, what was judged and what the compiler said are all there."""
-    box, _ = toolbox(tmp_path, Verdict(kind="failed", reason="r", output="error: no"))
+    box, _ = toolbox(Verdict(kind="failed", reason="r", output="error: no"))
     await use(box, "lean_write_file", file_name="b.lean", code="second")
     await use(box, "lean_write_file", file_name="a.lean", code="⊢ first, again")
     await use(box, "lean_check_file", file_name="b.lean")
-    later, verifier = toolbox(tmp_path / "later")
-    await later.restore(box.state)
+    later, verifier = toolbox()
+    later.restore(box.state)
     assert later.state == box.state
     assert (later.last_judged, later.last_output) == ("second", "error: no")
-    assert (tmp_path / "later" / "rollout" / "a.lean").read_text() == "⊢ first, again"
+    assert later.state.files["a.lean"] == "⊢ first, again"
     await later.final_verdict()
     assert verifier.codes == ["⊢ first, again"]
 
 
-async def test_what_the_ledger_holds_is_not_trusted_with_the_file_system(tmp_path: Path) -> None:
+async def test_what_the_ledger_holds_is_not_trusted_with_the_file_system() -> None:
     """A name that no tool would have written ends the attempt."""
-    box, _ = toolbox(tmp_path)
+    box, _ = toolbox()
     with pytest.raises(VerifierError, match="a file of the ledger is refused"):
-        await box.restore(ToolState(files={"../x.lean": "y"}))
+        box.restore(ToolState(files={"../x.lean": "y"}))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from fd_async.types import Statement, ToolCall
@@ -41,12 +39,12 @@ CASES = {
 }
 
 
-async def test_every_kind_of_file_gets_its_verdict(tmp_path: Path) -> None:
+async def test_every_kind_of_file_gets_its_verdict() -> None:
     """One pool, all kinds: the words of the tools and the typed verdicts agree."""
     config = fake_config(backend="minilean", command=[])
     async with open_verifier(config, output_chars=400) as verifier:
         for name, (statement, code, kind, words) in CASES.items():
-            box = Toolbox(tmp_path / name, statement, verifier, Search(None), 400)
+            box = Toolbox(statement, verifier, Search(None), 400)
             await box.call(ToolCall(name="lean_write_file", arguments={"file_name": "a.lean", "code": code}))
             result = await box.call(ToolCall(name="lean_check_file", arguments={"file_name": "a.lean"}))
             verdict = await box.final_verdict()
