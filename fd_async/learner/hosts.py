@@ -25,12 +25,15 @@ from typing import NamedTuple
 
 import anyio
 import msgspec
+import structlog
 from anyio.abc import Process
 
 from fd_async.config.schema import RunConfig
 from fd_async.errors import LearnerRankDied, PreflightError
 from fd_async.learner import entry
 from fd_async.learner.ranks import LEAVE_S, free_port, log_tail, settings
+
+log = structlog.get_logger(__name__)
 
 _LINE = re.compile(r"(\S+)\s+slots\s*=\s*(\d+)")
 _PROGRAMS = {"pdsh": "pdsh", "ssh": "ssh", "openmpi": "mpirun", "mpich": "mpirun", "slurm": "srun"}
@@ -254,7 +257,7 @@ class Launcher:
 
 
 async def _end(process: Process) -> None:
-    """Give a launcher time to leave by itself, then end its whole session."""
+    """Give a launcher time to leave by itself, then end its whole session, and wait no longer than that takes."""
     for number in (None, signal.SIGTERM, signal.SIGKILL):
         if number is not None:
             with contextlib.suppress(ProcessLookupError):
@@ -265,4 +268,7 @@ async def _end(process: Process) -> None:
     # A stopped rank may be left in the session after its launcher.
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    await process.aclose()
+    if process.returncode is None:
+        log.warning("launcher_cannot_be_killed", pid=process.pid, reason="it hangs in the kernel")
+    else:
+        await process.aclose()

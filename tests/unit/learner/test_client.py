@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,10 +13,12 @@ from typing import Any
 import anyio
 import pytest
 from msgspec.structs import replace
+from structlog.testing import capture_logs
 
 from fd_async.config.schema import Policy
 from fd_async.errors import PreflightError
 from fd_async.learner.client import _staging_folder
+from fd_async.learner.hosts import Launcher
 from fd_async.learner.ranks import RankProcess
 from fd_async.learner.starting import _spawn_all
 from tests.fakes.tiny_policy import tiny_config
@@ -59,3 +62,20 @@ async def test_a_rank_that_cannot_be_killed_holds_nobody_up(tmp_path: Path, monk
     with anyio.fail_after(5):
         await RankProcess(0, tmp_path / "learner-0.log", process).end()
     assert killed
+
+
+@pytest.mark.anyio
+async def test_a_launcher_that_cannot_be_killed_holds_nobody_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its whole session is told to end and then killed; what is left of it is named."""
+    sent: list[tuple[int, int]] = []
+    process: Any = SimpleNamespace(pid=7, returncode=None, wait=anyio.sleep_forever, aclose=anyio.sleep_forever)
+    monkeypatch.setattr("fd_async.learner.hosts.LEAVE_S", 0.01)
+    monkeypatch.setattr(os, "killpg", lambda pid, number: sent.append((pid, number)))
+    launcher = Launcher(tmp_path / "learner-launcher.log")
+    launcher.processes.append(process)
+    with capture_logs() as logs, anyio.fail_after(5):
+        await launcher.end()
+    assert sent[:2] == [(7, signal.SIGTERM), (7, signal.SIGKILL)]
+    assert [(line["event"], line["pid"]) for line in logs] == [("launcher_cannot_be_killed", 7)]
