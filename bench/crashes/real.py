@@ -27,7 +27,7 @@ import msgspec
 import psutil
 
 from bench.crashes.history import closes, continued_tokens, rebought
-from fd_async.cli.commands import STARTED
+from fd_async.cli.shared import STARTED
 from fd_async.data.ledger import AttemptRecord, read_attempts
 from fd_async.telemetry.sinks import read_rows
 

@@ -9,10 +9,12 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
+from types import ModuleType
 from typing import TypeGuard
 
-from fd_async.cli import commands
-from fd_async.cli.parser import COMMANDS, make_parser
+from fd_async.cli import check, evaluate, export, run, view
+from fd_async.cli.parser import Parser
+from fd_async.cli.shared import ErrorLog
 from fd_async.errors import FdError, PreflightError
 from fd_async.telemetry.redact import redact
 
@@ -20,13 +22,22 @@ INTERRUPTED = 130
 _LEAVE_S = 20.0
 """For what Python does at the end of a process."""
 
-_COMMANDS = {
-    "run": commands.run,
-    "check": commands.check,
-    "eval": commands.evaluate,
-    "export": commands.export,
-    "view": commands.view,
+COMMANDS: dict[str, ModuleType] = {
+    "run": run,
+    "check": check,
+    "eval": evaluate,
+    "export": export,
+    "view": view,
 }
+"""Name -> module with `HELP`, `add_arguments(parser)` and `execute(arguments, log) -> exit code`."""
+
+
+def make_parser(command: str) -> Parser:
+    """Build the parser of one command of COMMANDS."""
+    parser = Parser(prog=f"fd-{command}", description=COMMANDS[command].HELP, allow_abbrev=False)
+    COMMANDS[command].add_arguments(parser)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
 
 
 def main(argv: Sequence[str]) -> int:
@@ -36,10 +47,10 @@ def main(argv: Sequence[str]) -> int:
         return 2
     command = argv[0]
     arguments = make_parser(command).parse_args(argv[1:])
-    log = commands.ErrorLog()
+    log = ErrorLog()
     _heed_signals()
     try:
-        return _COMMANDS[command](arguments, log)
+        return COMMANDS[command].execute(arguments, log)
     except KeyboardInterrupt:
         print(f"fd-{command}: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -50,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
         return report(error, f"fd-{command}", log, debug=arguments.debug)
 
 
-def report(error: BaseException, prog: str, log: commands.ErrorLog, *, debug: bool) -> int:
+def report(error: BaseException, prog: str, log: ErrorLog, *, debug: bool) -> int:
     """Print one line per cause, keep the traceback in the log; return the exit code.
 
     A task group wraps what its tasks raise: the causes inside are what a person wants to read, and they come last. The

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from fd_async.cli.commands import STARTED, has_begun
+from fd_async.cli.shared import STARTED, has_begun
 from fd_async.data.statements import limit_by_hash, read_statements
 from fd_async.errors import PreflightError
 from tests.fuzz.report import Report, run_command

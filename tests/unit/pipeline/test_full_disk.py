@@ -19,7 +19,7 @@ RUN = """
 import os, resource, sys
 from pathlib import Path
 import anyio
-from fd_async.cli import commands
+from fd_async.cli.shared import ErrorLog
 from fd_async.cli.main import report
 from tests.fakes.control_plane import Bench, make_config
 
@@ -33,7 +33,7 @@ bench.runner.on_run = lambda ticket: fill() if ticket.ordinal == 13 else None
 try:
     sys.exit(anyio.run(bench.run))
 except Exception as error:
-    log = commands.ErrorLog()
+    log = ErrorLog()
     log.path = run_dir / "logs" / "error.log"
     sys.exit(report(error, "fd-run", log, debug=False))
 """
