@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fd_async.config.places import evaluated as suites_of
 from fd_async.config.schema import RunConfig
 
 CHARS_PER_TOKEN = 3.5
@@ -18,7 +19,7 @@ def plan(config: RunConfig, run_dir: Path) -> list[str]:
     learner, algorithm, staleness = config.learner, config.algorithm, max_staleness(config)
     attempts = learner.prompts_per_step * rollout.samples_per_prompt
     longest = rollout.max_prompt_tokens + rollout.max_response_tokens
-    suites = [config.data.eval] if isinstance(config.data.eval, str) else config.data.eval
+    suites = suites_of(config.data)
     start = f", from {model.init_from}" if model.init_from else ""
     devices = f"GPUs {policy.gpus} vLLM, {learner.gpus} learner" if policy.gpus else "CPU"
     evaluated = f"{', '.join(suites)} {_every(config.eval.every_steps)}at start and end" if suites else "none"
@@ -26,7 +27,7 @@ def plan(config: RunConfig, run_dir: Path) -> list[str]:
         f"run         {run_dir}, {run.mode}, {run.max_steps} steps, seed {run.seed}",
         f"model       {model.path} in {model.dtype}{start}",
         f"devices     {devices}, {learner.ranks} learner rank(s)",
-        f"data        train {config.data.train}; eval {evaluated}",
+        f"data        train {config.data.train or config.data.source}; eval {evaluated}",
         f"algorithm   {_algorithm(config)}",
         f"step        {learner.prompts_per_step} prompts x {rollout.samples_per_prompt} = {attempts} attempts,"
         f" at most {attempts * longest:,} tokens",

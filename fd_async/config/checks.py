@@ -9,7 +9,9 @@ from urllib.parse import urlsplit
 
 from msgspec import Struct
 
+from fd_async.config.places import COLUMNS, evaluated, parse_place, suite_name
 from fd_async.config.schema import FeedbackTable, RunConfig
+from fd_async.errors import ConfigError
 
 
 class Problem(Struct, frozen=True):
@@ -173,10 +175,32 @@ def _evaluation(config: RunConfig) -> Found:
         yield ("eval.samples", "eval.k"), f"pass@{max(table.k)} (eval.k) needs at least {max(table.k)} attempts"
     if table.temperature == 0 and table.samples > 1:
         yield ("eval.temperature", "eval.samples"), "at temperature 0 all eval.samples attempts are the same; take 1"
-    suites = [config.data.eval] if isinstance(config.data.eval, str) else config.data.eval
-    stems = [Path(suite).stem for suite in suites]
-    if len(set(stems)) < len(stems):
-        yield ("data.eval",), "two files have the same stem, which names the suite"
+
+
+def _data(config: RunConfig) -> Found:
+    data = config.data
+    if not data.source and not data.train:
+        yield (
+            ("data.train", "data.source"),
+            "name the training statements: set data.train, or data.source for one source that is split",
+        )
+    for column in data.columns:
+        if column.partition("=")[0] not in COLUMNS or not column.partition("=")[2]:
+            known = ", ".join(COLUMNS)
+            yield ("data.columns",), f"{column!r} is not OURS=THEIRS with OURS one of {known}"
+    listed = [data.eval] if isinstance(data.eval, str) else data.eval
+    for key, text in (("data.source", data.source), ("data.train", data.train), *(("data.eval", x) for x in listed)):
+        if text or key == "data.eval":
+            try:
+                place = parse_place(text)
+            except ConfigError as error:
+                yield (key,), str(error)
+            else:
+                if key == "data.source" and place.part:
+                    yield (key,), f"takes a whole source: #{place.part} belongs into data.train or data.eval"
+    names = [suite_name(suite) for suite in evaluated(data)]
+    if len(set(names)) < len(names):
+        yield ("data.eval", "data.source"), "two sources have the same stem, which names the suite"
 
 
 def _engine(config: RunConfig) -> Found:
@@ -232,6 +256,7 @@ def _alarms(config: RunConfig) -> Found:
 
 
 _RULES = (
+    _data,
     _names,
     _lengths,
     _algorithm,

@@ -9,7 +9,9 @@ from pathlib import Path
 import msgspec
 
 from fd_async.config.checks import Problem
+from fd_async.config.places import parse_place
 from fd_async.config.schema import RunConfig, Verifier
+from fd_async.errors import ConfigError
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 """Where relative paths are looked for when they are not below the current directory."""
@@ -25,23 +27,32 @@ def resolve(config: RunConfig) -> tuple[RunConfig, list[Problem]]:
     missing: list[Problem] = []
 
     def find(key: str, path: str, kind: str) -> str:
+        is_there = {"folder": _is_folder, "file": _is_file, "file or folder": _exists}[kind]
         for place in (_expanded(path), CHECKOUT / path):
-            if _is_folder(place) if kind == "folder" else _is_file(place):
+            if is_there(place):
                 return path if place == Path(path) else str(place)
         shown = path if len(path) <= 300 else f"{path[:300]}..."
         missing.append(Problem(config, (key,), f"there is no {kind} {shown}{_suggest(path)}"))
         return path
 
+    def find_source(key: str, text: str) -> str:
+        try:
+            place = parse_place(text)
+        except ConfigError:
+            return text  # a problem that the rules name
+        return find(key, place.base, "file or folder") + text[len(place.base) :] if place.is_local else text
+
     data, model = config.data, config.model
-    train = find("data.train", data.train, "file")
-    suites = [find("data.eval", path, "file") for path in ([data.eval] if isinstance(data.eval, str) else data.eval)]
+    source = find_source("data.source", data.source)
+    train = find_source("data.train", data.train)
+    suites = [find_source("data.eval", text) for text in ([data.eval] if isinstance(data.eval, str) else data.eval)]
     start = model.path
     if not is_hub_id(start):
         start = find("model.path", start, "folder")
     init_from = find("model.init_from", model.init_from, "folder") if model.init_from else ""
     resolved = msgspec.structs.replace(
         config,
-        data=msgspec.structs.replace(data, train=train, eval=suites),
+        data=msgspec.structs.replace(data, source=source, train=train, eval=suites),
         model=msgspec.structs.replace(model, path=start, init_from=init_from),
     )
     return resolved, missing
@@ -80,6 +91,13 @@ def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
     except OSError:  # a name too long, a folder that we may not look into
+        return False
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:
         return False
 
 

@@ -59,13 +59,48 @@ class Model(Table, frozen=True):
 
 
 class Data(Table, frozen=True):
-    """Statements: JSONL rows with `name`, `formal_statement`, optional `header` and `proof`."""
+    """Statements. `source`, `train` and each of `eval` name one of the following; docs/data.md has the details.
 
-    train: Annotated[str, _d("JSONL file of training statements.")]
+    - a JSONL file, or a Parquet file: rows with `name`, `formal_statement`, optional `header` and `proof`
+    - a folder of `.lean` files: `theorem NAME ... := by sorry`, one or several in each, below the file's header
+    - `hub:OWNER/NAME@REVISION/PATH/FILE.parquet`: a file of a Hugging Face data set at a pinned revision
+    - `leanworkbook` or `minif2f`: one pinned source each
+
+    `#COLUMN=VALUE` behind a source keeps the rows with that value, e.g. `minif2f.jsonl#split=test`; `#train` and
+    `#test` take a part of the split by hash.
+    """
+
+    source: Annotated[
+        str,
+        _d("One source for both: split by hash, it gives the training statements and, as a suite, the held-out ones."),
+    ] = ""
+    train: Annotated[
+        str, _d("Training statements; empty takes the training part of `data.source`. One of the two must be set.")
+    ] = ""
     eval: Annotated[
-        list[str] | str, _d("JSONL file or files of held-out statements; the file's stem names the suite.")
+        list[str] | str, _d("Held-out statements, one source or a list; the stem of a source names its suite.")
     ] = field(default_factory=list)
+    num_train: Annotated[
+        int, _d("Statements in the training part of a split (`data.source`, `#train`); 0: all but the test part.", ge=0)
+    ] = 10_000
+    num_test: Annotated[int, _d("Statements in the test part of a split (`data.source`, `#test`).", gt=0)] = 256
     max_train: Annotated[int, _d("Use only the first N training statements by hash of the name; 0 uses all.", ge=0)] = 0
+    columns: Annotated[
+        list[str],
+        _d('Where a data set names its columns otherwise: `["name=problem_id", "proof=full_proof"]`, ours first.'),
+    ] = field(default_factory=list)
+    headers: Annotated[
+        Literal["keep", "normalise", "verifier"],
+        _d(
+            "Header of each statement: `normalise` takes comments, blank lines and repeated imports out, so that two"
+            " spellings of one header share their Lean workers; `keep` leaves it byte for byte; `verifier` puts"
+            " `verifier.header` in its place."
+        ),
+    ] = "normalise"
+    offline: Annotated[
+        bool, _d("Ask the Hugging Face hub for nothing and take what is cached; HF_HUB_OFFLINE=1 means the same.")
+    ] = False
+    hub_timeout_s: Annotated[float, _d("Longest download of one data file, seconds.", gt=0)] = 600.0
 
 
 class Policy(Table, frozen=True):

@@ -31,6 +31,11 @@ REFUSED = {
     "feedback.request_timeout_s=999": "feedback.deadline_s",
     "fallback.api_key_env=sk-123": "NAME of an environment variable",
     'data.eval=["a/x.jsonl", "b/x.jsonl"]': "same stem",
+    "data.train=": "set data.train, or data.source",
+    "data.train=hub:a/b": "expected hub:OWNER/NAME@REVISION",
+    "data.train=t.jsonl#half": "is not #train, #test or #COLUMN=VALUE",
+    "data.source=t.jsonl#test": "takes a whole source",
+    'data.columns=["theorem=statement"]': "OURS one of name",
 }
 
 
