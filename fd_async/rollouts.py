@@ -13,6 +13,7 @@ attempt that is cut goes on elsewhere from its tokens and its files, and its dea
 from __future__ import annotations
 
 import functools
+import random
 from collections.abc import Callable, Sequence
 
 import anyio
@@ -49,9 +50,15 @@ class UnderWay:
     """An attempt between its start and its record; its runner can say at any moment how far it has come."""
 
     def __init__(
-        self, ticket: Ticket, admitted_version: int, prompt_ids: list[int], partial: PartialRollout | None
+        self,
+        ticket: Ticket,
+        admitted_version: int,
+        prompt_ids: list[int],
+        partial: PartialRollout | None,
+        seed: int | None = None,
     ) -> None:
         self.ticket = ticket
+        self._seed = seed
         self.prompt_ids = prompt_ids
         self.transcript = Transcript(partial)
         self.tools = partial.tools if partial else ToolState()
@@ -71,6 +78,13 @@ class UnderWay:
     def turn_s(self) -> float:
         """Spent on sampling the open turn, likewise."""
         return self.transcript.open_s + anyio.current_time() - self.turn_started
+
+    @property
+    def next_seed(self) -> int | None:
+        """Seed of what is sampled next; another at each place, lest turns repeat each other's draws."""
+        if self._seed is None:
+            return None
+        return random.Random(f"{self._seed} {len(self.transcript.ids)}").getrandbits(63)
 
     def cut(self, completion: Completion) -> None:
         """Take what the request under way had sampled when it was cut."""
@@ -145,6 +159,7 @@ class RolloutRunner:
         admitted_version: int = 0,
         partial: PartialRollout | None = None,
         keep: Keep | None = None,
+        seed: int | None = None,
     ) -> Rollout:
         """Run one attempt to its end and return its record.
 
@@ -156,12 +171,13 @@ class RolloutRunner:
             partial: goes on from there; see `can_continue`.
             keep: takes how far the attempt is: at the end of each turn, and when the attempt is cancelled or fails by
                 the engine, with every token that was sampled; must return at once.
+            seed: of the sampling; None draws from the engine's own.
 
         Raises:
             EngineError: the engine died or its weights are in doubt; nothing about this attempt is recorded.
         """
         prompt_ids = await anyio.to_thread.run_sync(self._renderer.student_prompt, ticket.statement)
-        attempt = UnderWay(ticket, admitted_version, prompt_ids, partial)
+        attempt = UnderWay(ticket, admitted_version, prompt_ids, partial, seed)
         if keep is None:
             return await self._run(attempt, temperature, on_stage, lambda _: None)
         self._under_way[ticket.id] = attempt, keep
@@ -305,6 +321,7 @@ class RolloutRunner:
                 temperature=temperature,
                 top_p=config.top_p if attempt.ticket.purpose == "train" else 1.0,
                 request_id=attempt.request_id,
+                seed=attempt.next_seed,
                 salvage=attempt.cut,
             )
             if completion.finish_reason == "abort":
