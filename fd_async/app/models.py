@@ -10,8 +10,9 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from fd_async.app.opening import load_renderer, make_runner, read_suites, serve
+from fd_async.app.opening import load_renderer, make_runner, serve
 from fd_async.config.schema import RunConfig
+from fd_async.data.sources import read_suites
 from fd_async.errors import CheckpointError, PreflightError
 from fd_async.evaluation import SuiteResult, evaluate_suite
 from fd_async.learner.checkpoints import check_model_folder, find_checkpoint, model_folder, resolve_init_from
@@ -50,7 +51,7 @@ async def _evaluate_until_signal(config: RunConfig, source: Path | None, log_dir
 async def _evaluate(config: RunConfig, source: Path | None, log_dir: Path) -> list[SuiteResult]:
     await anyio.to_thread.run_sync(lambda: log_dir.mkdir(parents=True, exist_ok=True))
     renderer = await anyio.to_thread.run_sync(load_renderer, config)
-    suites = read_suites(config)
+    suites = await anyio.to_thread.run_sync(read_suites, config, abandon_on_cancel=True)
     if not suites:
         raise PreflightError("data.eval is empty: name a JSONL file of statements, e.g. --set data.eval=FILE")
     if source is not None:

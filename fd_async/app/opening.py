@@ -17,8 +17,8 @@ import anyio.to_thread
 
 from fd_async.config.schema import FeedbackTable, RunConfig
 from fd_async.data.ledger import Ledger, open_ledger
-from fd_async.data.statements import StatementOrder, read_statements
-from fd_async.errors import FeedbackRejected, PreflightError
+from fd_async.data.statements import StatementOrder
+from fd_async.errors import FeedbackRejected
 from fd_async.feedback.provider import GenerateText, OnEvent, Provider, TextAnswer, open_provider
 from fd_async.learner.checkpoints import list_checkpoints
 from fd_async.learner.client import Learner
@@ -212,14 +212,3 @@ def load_renderer(config: RunConfig) -> Renderer:
         tool_format=config.model.tool_format,
         thinking=config.model.thinking,
     )
-
-
-def read_suites(config: RunConfig) -> dict[str, list[Statement]]:
-    """Read the evaluation suites; a file's stem names its suite."""
-    paths = [config.data.eval] if isinstance(config.data.eval, str) else config.data.eval
-    suites: dict[str, list[Statement]] = {}
-    for path in map(Path, paths):
-        if path.stem in suites:
-            raise PreflightError(f"data.eval: two files are called {path.stem}; the stem names the suite")
-        suites[path.stem] = read_statements(path)
-    return suites

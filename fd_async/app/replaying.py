@@ -17,7 +17,8 @@ from fd_async.config.load import dump_toml
 from fd_async.config.schema import RunConfig
 from fd_async.data.ledger import open_ledger
 from fd_async.data.ledger.recorded import read_events
-from fd_async.data.statements import StatementOrder, limit_by_hash, read_statements
+from fd_async.data.sources import read_train
+from fd_async.data.statements import StatementOrder
 from fd_async.learner.checkpoints import resolve_init_from
 from fd_async.learner.client import start_learner
 from fd_async.pipeline.replay import (
@@ -85,7 +86,7 @@ async def _train_again(
     if config.model.init_from:
         folder = str(resolve_init_from(config.model.init_from))
         config = msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, init_from=folder))
-    train = limit_by_hash(read_statements(Path(config.data.train)), config.data.max_train)
+    train = await anyio.to_thread.run_sync(read_train, config, abandon_on_cancel=True)
     renderer = await anyio.to_thread.run_sync(load_renderer, config)
     async with AsyncExitStack() as stack:
         ledger = await stack.enter_async_context(open_ledger(run_dir / "ledger.db"))

@@ -14,10 +14,10 @@ import anyio
 import anyio.to_thread
 import msgspec
 
-from fd_async.app.opening import load_renderer, open_lasting, read_suites
+from fd_async.app.opening import load_renderer, open_lasting
 from fd_async.config.load import dump_toml
 from fd_async.config.schema import RunConfig
-from fd_async.data.statements import limit_by_hash, read_statements
+from fd_async.data.sources import Selection, read_selection
 from fd_async.errors import CheckpointError, ConfigError, FdError, first_cause
 from fd_async.learner.checkpoints import find_checkpoint, list_folders, read_manifest, resolve_init_from
 from fd_async.learner.client import Learner, check_learner, start_learner
@@ -31,7 +31,6 @@ from fd_async.telemetry.garbage import calm_collector
 from fd_async.telemetry.logs import setup_logging
 from fd_async.telemetry.progress import Progress, is_live, make_progress
 from fd_async.telemetry.sinks import replace_file
-from fd_async.types import Statement
 
 PROBE_TOKENS = 96
 
@@ -93,7 +92,8 @@ async def _run(config: RunConfig, run_dir: Path, resume: int | bool | None, engi
             f"run.max_steps = {config.run.max_steps} lies before step {step} of {checkpoint}: raise it, "
             f"or go back with --resume STEP"
         )
-    train, suites = await anyio.to_thread.run_sync(_read_data, config)  # bad data leave no folder
+    data = await anyio.to_thread.run_sync(read_selection, config, abandon_on_cancel=True)  # bad data leave no folder
+    notes += data.lines
     for folder in ("logs", "checkpoints"):
         (run_dir / folder).mkdir(parents=True, exist_ok=True)
     setup_logging(run_dir, config.telemetry.log_level, live=is_live(config.telemetry.console))
@@ -111,7 +111,7 @@ async def _run(config: RunConfig, run_dir: Path, resume: int | bool | None, engi
             progress.message(note)
         async with AsyncExitStack() as stack:
             lives = await _open_lives(
-                stack, config, run_dir, train, suites, checkpoint, config_hash, stop, progress, engine, resumes
+                stack, config, run_dir, data, checkpoint, config_hash, stop, progress, engine, resumes
             )
             stack.enter_context(calm_collector())
             try:
@@ -126,17 +126,11 @@ async def _run(config: RunConfig, run_dir: Path, resume: int | bool | None, engi
     return code
 
 
-def _read_data(config: RunConfig) -> tuple[list[Statement], dict[str, list[Statement]]]:
-    train = limit_by_hash(read_statements(Path(config.data.train)), config.data.max_train)
-    return train, read_suites(config)
-
-
 async def _open_lives(
     stack: AsyncExitStack,
     config: RunConfig,
     run_dir: Path,
-    train: list[Statement],
-    suites: dict[str, list[Statement]],
+    data: Selection,
     checkpoint: Path | None,
     config_hash: str,
     stop: Stop,
@@ -152,7 +146,7 @@ async def _open_lives(
     observers = await stack.enter_async_context(open_observers(config, run_dir, step=step))
     progress.message(f"starting {'vLLM and ' if engine is None else ''}the learner (minutes for a large model)")
     engine_ready, assemble = await open_lasting(
-        stack, config, run_dir, renderer, train, suites, progress, observers, engine
+        stack, config, run_dir, renderer, data.train, data.suites, progress, observers, engine
     )
     shares_gpu = not config.learner.hostfile and bool(set(config.learner.gpus) & set(config.policy.gpus))
 
@@ -168,7 +162,7 @@ async def _open_lives(
         run_dir,
         start_learner=start,
         assemble=assemble,
-        probe_ids=(renderer.student_prompt(train[0]) * 4)[:PROBE_TOKENS],
+        probe_ids=(renderer.student_prompt(data.train[0]) * 4)[:PROBE_TOKENS],
         config_hash=config_hash,
         stop=stop,
         progress=progress,

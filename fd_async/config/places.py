@@ -1,6 +1,6 @@
 """How a source of statements is written in `data.source`, `data.train` and `data.eval`.
 
-    [hub:OWNER/NAME@REVISION/]FILE[#train | #test | #COLUMN=VALUE]...
+    [hub:OWNER/NAME@COMMIT/]FILE[#train | #test | #COLUMN=VALUE]...
     leanworkbook | minif2f
 
 Owns the reading of that text alone: nothing here looks at a file or a network.
@@ -24,7 +24,7 @@ COLUMNS = ("name", "formal_statement", "header", "proof")
 NAMED = ("leanworkbook", "minif2f")
 """Names that stand for a pinned source each; `data.sources.pinned` says which."""
 _HUB = re.compile(
-    r"hub:(?P<repository>[A-Za-z0-9][\w.-]*/[\w.-]+)@(?P<revision>[\w.-]+)(?:/(?P<file>[^\s#]+))?", re.ASCII
+    r"hub:(?P<repository>[A-Za-z0-9][\w.-]*/[\w.-]+)@(?P<revision>[0-9a-f]{40})(?:/(?P<file>[^\s#]+))?", re.ASCII
 )
 
 
@@ -74,7 +74,7 @@ def parse_place(text: str) -> Place:
     found = _HUB.fullmatch(base)
     file = (found["file"] or "") if found else ""
     if found is None or ".." in PurePosixPath(file).parts:
-        raise ConfigError(f"{_shown(text)}: expected hub:OWNER/NAME@REVISION/PATH/FILE, the revision a commit")
+        raise ConfigError(f"{_shown(text)}: expected hub:OWNER/NAME@COMMIT/PATH/FILE with all 40 digits of the commit")
     return Place(text, base, found["repository"], found["revision"], file, tuple(filters), part)
 
 

@@ -63,7 +63,7 @@ class Data(Table, frozen=True):
 
     - a JSONL file, or a Parquet file: rows with `name`, `formal_statement`, optional `header` and `proof`
     - a folder of `.lean` files: `theorem NAME ... := by sorry`, one or several in each, below the file's header
-    - `hub:OWNER/NAME@REVISION/PATH/FILE.parquet`: a file of a Hugging Face data set at a pinned revision
+    - `hub:OWNER/NAME@COMMIT/PATH/FILE.parquet`: a file of a Hugging Face data set at one commit
     - `leanworkbook` or `minif2f`: one pinned source each
 
     `#COLUMN=VALUE` behind a source keeps the rows with that value, e.g. `minif2f.jsonl#split=test`; `#train` and

@@ -32,7 +32,7 @@ REFUSED = {
     "fallback.api_key_env=sk-123": "NAME of an environment variable",
     'data.eval=["a/x.jsonl", "b/x.jsonl"]': "same stem",
     "data.train=": "set data.train, or data.source",
-    "data.train=hub:a/b": "expected hub:OWNER/NAME@REVISION",
+    "data.train=hub:a/b": "expected hub:OWNER/NAME@COMMIT",
     "data.train=t.jsonl#half": "is not #train, #test or #COLUMN=VALUE",
     "data.source=t.jsonl#test": "takes a whole source",
     'data.columns=["theorem=statement"]': "OURS one of name",
