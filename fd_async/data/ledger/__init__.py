@@ -1,7 +1,8 @@
 """The durable record of a run: attempts, verdicts, paid feedback, trained batches, drops.
 
     writer    Ledger, open_ledger: what the run records and what a resume reads
-    reading   read_attempts: what people read, also while a run writes
+    reading   read_attempts, read_attempt: what people read, also while a run writes
+    browsing  read_lines, read_counts: attempts as a list to filter, without opening one
     packing   records as bytes
     files     tables, opening, what is said when the file fails
     space     how large the file may grow
@@ -15,7 +16,7 @@ what it records may have cost money. An attempt under way has one row that is re
 transaction that records its end. One process writes at a time; others may read.
 """
 
-from fd_async.data.ledger.reading import AttemptRecord, is_empty, read_attempts
+from fd_async.data.ledger.reading import AttemptRecord, is_empty, read_attempt, read_attempts
 from fd_async.data.ledger.writer import Ledger, QueuedRollout, open_ledger
 
-__all__ = ["AttemptRecord", "Ledger", "QueuedRollout", "is_empty", "open_ledger", "read_attempts"]
+__all__ = ["AttemptRecord", "Ledger", "QueuedRollout", "is_empty", "open_ledger", "read_attempt", "read_attempts"]

@@ -1,34 +1,49 @@
 """The file of a ledger: its tables, how it is opened, and what is said when it cannot be read or written.
 
 `PRAGMA user_version` tells a ledger of this layout from an earlier one.
+
+The rows of `rollouts` are narrow: what people filter by, and no blob. So a look through all of them reads some hundred
+bytes each, and a change of outcome rewrites that much. Bodies and tokens have tables of their own with the same `seq`;
+triggers keep them and `tallies`, the number of attempts of every kind, in step with `rollouts`.
 """
 
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
 import sqlite3
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 import msgspec
 
 from fd_async.errors import LedgerError
 
-LAYOUT = 2
+LAYOUT = 3
 """Raised with every change of the tables that an older program, or a newer one, would misread."""
 _CHECKED_BYTES = 1 << 30
 """Up to this size every page is looked at when the file is opened; about a second."""
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS rollouts (
-    id TEXT PRIMARY KEY, purpose TEXT NOT NULL, suite TEXT NOT NULL, ordinal INTEGER NOT NULL, sample INTEGER NOT NULL,
-    outcome TEXT NOT NULL, step INTEGER, sampled_tokens INTEGER NOT NULL, admitted_version INTEGER NOT NULL,
-    body BLOB NOT NULL, tokens BLOB);
-CREATE INDEX IF NOT EXISTS rollouts_outcome ON rollouts (purpose, outcome);
-CREATE INDEX IF NOT EXISTS rollouts_whole ON rollouts (purpose) WHERE tokens IS NOT NULL;
+    seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, purpose TEXT NOT NULL, suite TEXT NOT NULL,
+    ordinal INTEGER NOT NULL, sample INTEGER NOT NULL, outcome TEXT NOT NULL, step INTEGER,
+    sampled_tokens INTEGER NOT NULL, admitted_version INTEGER NOT NULL, name TEXT NOT NULL, verdict TEXT NOT NULL,
+    ended TEXT NOT NULL, tokens INTEGER NOT NULL, turns INTEGER NOT NULL, gain REAL);
+CREATE INDEX IF NOT EXISTS rollouts_outcome ON rollouts (outcome);
+CREATE INDEX IF NOT EXISTS rollouts_verdict ON rollouts (verdict);
+CREATE INDEX IF NOT EXISTS rollouts_step ON rollouts (step);
+CREATE INDEX IF NOT EXISTS rollouts_name ON rollouts (name);
+CREATE TABLE IF NOT EXISTS bodies (seq INTEGER PRIMARY KEY, body BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS tokens (seq INTEGER PRIMARY KEY, purpose TEXT NOT NULL, packed BLOB NOT NULL);
+CREATE INDEX IF NOT EXISTS tokens_purpose ON tokens (purpose);
+CREATE TABLE IF NOT EXISTS tallies (
+    purpose TEXT, suite TEXT, verdict TEXT, ended TEXT, outcome TEXT, scored INTEGER, num INTEGER NOT NULL,
+    PRIMARY KEY (purpose, suite, verdict, ended, outcome, scored)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS partials (
     id TEXT PRIMARY KEY, sampled_tokens INTEGER NOT NULL, body BLOB NOT NULL, tokens BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS discards (
@@ -43,6 +58,23 @@ CREATE TABLE IF NOT EXISTS batches (step INTEGER PRIMARY KEY, rollout_ids BLOB N
 CREATE TABLE IF NOT EXISTS notes (seq INTEGER PRIMARY KEY, kind TEXT NOT NULL, subject TEXT NOT NULL, value INTEGER);
 CREATE TABLE IF NOT EXISTS scores (rollout_id TEXT PRIMARY KEY, step INTEGER NOT NULL, texts BLOB, deltas BLOB);
 """
+_TALLY = "purpose, suite, verdict, ended, outcome, scored"
+
+
+def _kind(row: str) -> str:
+    return f"{row}.purpose, {row}.suite, {row}.verdict, {row}.ended, {row}.outcome, {row}.gain IS NOT NULL"
+
+
+_COUNT = f"INSERT INTO tallies VALUES ({_kind('new')}, 1) ON CONFLICT DO UPDATE SET num = num + 1;"
+_UNCOUNT = f"UPDATE tallies SET num = num - 1 WHERE ({_TALLY}) = ({_kind('old')});"
+_TRIGGERS = f"""
+CREATE TRIGGER IF NOT EXISTS rollouts_added AFTER INSERT ON rollouts BEGIN {_COUNT} END;
+CREATE TRIGGER IF NOT EXISTS rollouts_changed AFTER UPDATE OF purpose, suite, verdict, ended, outcome, gain ON rollouts
+BEGIN {_UNCOUNT} {_COUNT} END;
+CREATE TRIGGER IF NOT EXISTS rollouts_removed AFTER DELETE ON rollouts BEGIN
+    {_UNCOUNT} DELETE FROM bodies WHERE seq = old.seq; DELETE FROM tokens WHERE seq = old.seq; END;
+"""
+"""`gain` stands where the learner scored the tokens."""
 
 
 def connect(path: Path) -> sqlite3.Connection:
@@ -63,7 +95,7 @@ def connect(path: Path) -> sqlite3.Connection:
                 raise damaged(path, found.replace("\n", ", "))
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
-        connection.executescript(f"BEGIN; {_TABLES} PRAGMA user_version={LAYOUT}; COMMIT;")
+        connection.executescript(f"BEGIN; {_TABLES} {_TRIGGERS} PRAGMA user_version={LAYOUT}; COMMIT;")
     except sqlite3.Error as error:
         connection.close()
         raise explain(path, error, "open") from error
@@ -74,18 +106,45 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[sqlite3.Connection]:
+def reading(
+    path: Path, *, timeout_s: float = 5.0, is_cancelled: Callable[[], bool] | None = None
+) -> Iterator[sqlite3.Connection]:
     """Open a ledger that another process may write, for reading alone.
+
+    Args:
+        path: of the file.
+        timeout_s: how long to wait for a lock.
+        is_cancelled: asked now and then while a query runs; True ends it with a LedgerError.
 
     Raises:
         LedgerError: the file is missing, damaged, or has another layout; whatever fails inside is named likewise.
     """
     try:
-        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5.0)) as connection:
+        with closing(_connect_to_read(path, timeout_s)) as connection:
+            if is_cancelled is not None:
+                connection.set_progress_handler(is_cancelled, 20_000)
             _check_layout(connection, path)
             yield connection
     except (sqlite3.Error, zlib.error, msgspec.DecodeError) as error:
         raise explain(path, error, "read") from error
+
+
+def _connect_to_read(path: Path, timeout_s: float) -> sqlite3.Connection:
+    """Connect; where the folder cannot be written and nobody has the file open, take it as one that never changes."""
+    uri = f"file:{quote(str(path))}?mode=ro"
+    connection = sqlite3.connect(uri, uri=True, timeout=timeout_s)
+    try:
+        connection.execute("PRAGMA schema_version")
+    except sqlite3.OperationalError:
+        connection.close()
+        wal = path.with_name(f"{path.name}-wal")
+        if os.access(path.parent, os.W_OK) or not os.access(path, os.R_OK) or (wal.exists() and wal.stat().st_size):
+            raise
+        return sqlite3.connect(f"{uri}&immutable=1", uri=True)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -15,6 +17,10 @@ from fd_async.types import Feedback, Rollout
 _feedback = msgspec.msgpack.Decoder(Feedback)
 _strings = msgspec.msgpack.Decoder(list[str])
 _floats = msgspec.msgpack.Decoder(list[float])
+_WHOLE = (
+    "SELECT b.body, t.packed, f.body, r.outcome, r.step, s.texts, s.deltas FROM rollouts r JOIN bodies b USING (seq)"
+    " LEFT JOIN tokens t USING (seq) LEFT JOIN feedback f ON f.rollout_id=r.id LEFT JOIN scores s ON s.rollout_id=r.id"
+)
 
 
 class AttemptRecord(Struct, frozen=True, kw_only=True):
@@ -50,21 +56,32 @@ def read_attempts(path: Path, limit: int) -> list[AttemptRecord]:
     Raises:
         LedgerError: the file is missing, damaged or of another layout.
     """
+    order = "ORDER BY gain IS NULL, step DESC, seq DESC"
     with reading(path) as db:
-        rows = db.execute(
-            "SELECT r.body, r.tokens, f.body, r.outcome, r.step, s.texts, s.deltas FROM rollouts r"
-            " LEFT JOIN feedback f ON f.rollout_id=r.id LEFT JOIN scores s ON s.rollout_id=r.id"
-            " ORDER BY s.rollout_id IS NULL, r.step DESC, r.rowid DESC LIMIT ?",
-            (limit,),
-        )
-        return [
-            AttemptRecord(
-                rollout=unpack_rollout(body, tokens),
-                feedback=_feedback.decode(text) if text is not None else None,
-                outcome=outcome,
-                step=step,
-                token_texts=_strings.decode(texts) if texts is not None else None,
-                token_deltas=_floats.decode(deltas) if deltas is not None else None,
-            )
-            for body, tokens, text, outcome, step, texts, deltas in rows
-        ]
+        chosen = db.execute(f"SELECT seq FROM rollouts {order} LIMIT ?", (limit,)).fetchall()
+        return [_record(db.execute(f"{_WHOLE} WHERE r.seq=?", seq).fetchone()) for seq in chosen]
+
+
+def read_attempt(
+    path: Path, rollout_id: str, *, is_cancelled: Callable[[], bool] | None = None
+) -> AttemptRecord | None:
+    """Read one attempt; None where the ledger has no such id.
+
+    Raises:
+        LedgerError: the file is missing, damaged or of another layout.
+    """
+    with reading(path, timeout_s=1.0, is_cancelled=is_cancelled) as db:
+        row = db.execute(f"{_WHOLE} WHERE r.id=?", (rollout_id,)).fetchone()
+        return None if row is None else _record(row)
+
+
+def _record(row: tuple[Any, ...]) -> AttemptRecord:
+    body, tokens, text, outcome, step, texts, deltas = row
+    return AttemptRecord(
+        rollout=unpack_rollout(body, tokens),
+        feedback=_feedback.decode(text) if text is not None else None,
+        outcome=outcome,
+        step=step,
+        token_texts=_strings.decode(texts) if texts is not None else None,
+        token_deltas=_floats.decode(deltas) if deltas is not None else None,
+    )

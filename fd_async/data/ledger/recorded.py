@@ -52,8 +52,8 @@ def read_trained(path: Path, ids: list[str]) -> list[QueuedRollout]:
         LedgerError: one is not there, or has lost its token ids.
     """
     query = (
-        "SELECT r.body, r.tokens, f.body, r.admitted_version FROM rollouts r"
-        " LEFT JOIN feedback f ON f.rollout_id=r.id WHERE r.id=?"
+        "SELECT b.body, t.packed, f.body, r.admitted_version FROM rollouts r JOIN bodies b USING (seq)"
+        " LEFT JOIN tokens t USING (seq) LEFT JOIN feedback f ON f.rollout_id=r.id WHERE r.id=?"
     )
     records = []
     with reading(path) as db:

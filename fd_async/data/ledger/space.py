@@ -22,8 +22,9 @@ _ROWS_AT_ONCE = 64
 _MOST_ROWS = 2048
 """Freed after one commit; a limit that was lowered is reached over several."""
 _FREE = (
-    "UPDATE rollouts SET tokens=NULL WHERE rowid IN (SELECT rowid FROM rollouts INDEXED BY rollouts_whole"
-    " WHERE purpose=? AND tokens IS NOT NULL AND (outcome LIKE 'dropped:%' OR step<=?) ORDER BY rowid LIMIT ?)"
+    "DELETE FROM tokens WHERE seq IN (SELECT t.seq FROM tokens t INDEXED BY tokens_purpose"
+    " CROSS JOIN rollouts r ON r.seq=t.seq WHERE t.purpose=? AND (r.outcome LIKE 'dropped:%' OR r.step<=?)"
+    " ORDER BY t.seq LIMIT ?)"
 )
 
 

@@ -66,14 +66,19 @@ class Ledger:
         """Record a finished attempt; a second record of the same id replaces nothing and raises."""
 
         def write(db: sqlite3.Connection) -> None:
-            insert = "INSERT" if rollout.purpose == "train" else "INSERT OR REPLACE"
-            db.execute(
-                f"{insert} INTO rollouts VALUES (?,?,?,?,?,?,?,?,?,?,?)",
-                (
-                    rollout.id, rollout.purpose, rollout.suite, rollout.ordinal, rollout.sample, outcome, step,
-                    rollout.num_sampled_tokens, admitted_version, *pack(rollout),
-                ),
+            body, tokens = pack(rollout)
+            if rollout.purpose == "eval":
+                db.execute("DELETE FROM rollouts WHERE id=?", (rollout.id,))
+            row = (
+                rollout.id, rollout.purpose, rollout.suite, rollout.ordinal, rollout.sample, outcome, step,
+                rollout.num_sampled_tokens, admitted_version, rollout.statement.name, rollout.verdict.kind,
+                rollout.failure or rollout.end_reason, len(rollout.sampled_mask),
+                sum(turn.role == "assistant" for turn in rollout.turns),
             )  # fmt: skip
+            places = ",".join("?" * len(row))
+            seq = db.execute(f"INSERT INTO rollouts VALUES (NULL,{places},NULL)", row).lastrowid
+            db.execute("INSERT INTO bodies VALUES (?,?)", (seq, body))
+            db.execute("INSERT INTO tokens VALUES (?,?,?)", (seq, rollout.purpose, tokens))
             db.execute("DELETE FROM partials WHERE id=?", (rollout.id,))
 
         await self._write(write)
@@ -110,9 +115,11 @@ class Ledger:
         """
 
         def write(db: sqlite3.Connection) -> None:
-            change = "UPDATE rollouts SET body=? WHERE id=? AND outcome='queued'"
-            if db.execute(change, (pack_body(rollout), rollout.id)).rowcount != 1:
+            change = "UPDATE rollouts SET verdict=? WHERE id=? AND outcome='queued'"
+            if db.execute(change, (rollout.verdict.kind, rollout.id)).rowcount != 1:
                 raise ValueError(f"{rollout.id} was audited and is not queued: its reward may have been learned from")
+            body = "UPDATE bodies SET body=? WHERE seq=(SELECT seq FROM rollouts WHERE id=?)"
+            db.execute(body, (pack_body(rollout), rollout.id))
             if rollout.verdict.kind == "revoked":
                 db.execute("INSERT OR REPLACE INTO revocations VALUES (?,?)", (rollout.id, _pack(before)))
 
@@ -153,8 +160,11 @@ class Ledger:
 
         def write(db: sqlite3.Connection) -> None:
             db.execute("INSERT INTO batches VALUES (?,?)", (step, _pack(rollout_ids)))
-            change = "UPDATE rollouts SET outcome='trained', step=? WHERE id=? AND outcome='queued'"
-            trained = db.executemany(change, [(step, i) for i in rollout_ids]).rowcount
+            change = (
+                "UPDATE rollouts SET outcome='trained', step=?, gain=?/sampled_tokens WHERE id=? AND outcome='queued'"
+            )
+            gains = {i: sum(deltas) for i, (_, deltas) in scores.items()}
+            trained = db.executemany(change, [(step, gains.get(i), i) for i in rollout_ids]).rowcount
             if trained != len(rollout_ids):
                 raise ValueError(f"step {step} trained {len(rollout_ids)} attempts, of which {trained} were queued")
             db.executemany(
@@ -193,14 +203,19 @@ class Ledger:
                     f"{self._path}: the checkpoint is of step {step}, the ledger ends with step {last}: put back the "
                     f"ledger of this run, or go back with --resume {last} if there is such a checkpoint"
                 )
-            bare = "SELECT MAX(step) FROM rollouts WHERE outcome='trained' AND step>? AND tokens IS NULL"
+            bare = (
+                "SELECT MAX(step) FROM rollouts r WHERE outcome='trained' AND step>?"
+                " AND NOT EXISTS (SELECT 1 FROM tokens WHERE seq=r.seq)"
+            )
             newest = db.execute(bare, (step,)).fetchone()[0]
             if newest is not None:
                 raise LedgerError(
                     f"{self._path}: cannot go back to step {step}: attempts up to step {newest} gave up their token "
                     f"ids (telemetry.ledger_max_gib); --resume a step from {newest} on"
                 )
-            db.execute("UPDATE rollouts SET outcome='queued', step=NULL WHERE outcome='trained' AND step>?", (step,))
+            db.execute(
+                "UPDATE rollouts SET outcome='queued', step=NULL, gain=NULL WHERE outcome='trained' AND step>?", (step,)
+            )
             db.execute("DELETE FROM batches WHERE step>?", (step,))
             db.execute("DELETE FROM scores WHERE step>?", (step,))
             db.execute("DELETE FROM rollouts WHERE purpose='eval' AND step>?", (step,))
@@ -208,8 +223,8 @@ class Ledger:
     def queued(self) -> list[QueuedRollout]:
         """Return recorded training attempts without a terminal record, oldest ordinal first."""
         rows = self._connection.execute(
-            "SELECT r.body, r.tokens, f.body, r.admitted_version FROM rollouts r"
-            " LEFT JOIN feedback f ON f.rollout_id=r.id"
+            "SELECT b.body, t.packed, f.body, r.admitted_version FROM rollouts r JOIN bodies b USING (seq)"
+            " LEFT JOIN tokens t USING (seq) LEFT JOIN feedback f ON f.rollout_id=r.id"
             " WHERE r.purpose='train' AND r.outcome='queued' ORDER BY r.ordinal, r.sample"
         )
         with self._named("read"):
@@ -245,7 +260,9 @@ class Ledger:
     def trained_verdicts(self) -> Iterator[Verdict]:
         """Yield the verdict of every attempt that a gradient step trained; all at once may fill the memory."""
         with self._named("read"):
-            rows = self._connection.execute("SELECT body FROM rollouts WHERE purpose='train' AND outcome='trained'")
+            rows = self._connection.execute(
+                "SELECT body FROM rollouts JOIN bodies USING (seq) WHERE purpose='train' AND outcome='trained'"
+            )
             for (body,) in rows:
                 yield unpack_verdict(body)
 
