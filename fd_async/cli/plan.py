@@ -7,14 +7,11 @@ from pathlib import Path
 from fd_async.config.places import evaluated as suites_of
 from fd_async.config.schema import RunConfig
 
-CHARS_PER_TOKEN = 3.5
-"""For the estimate of feedback costs only; English with Lean."""
-INSTRUCTION_TOKENS = 1500
-"""Tutor prompt and statement, for the estimate only."""
-
 
 def plan(config: RunConfig, run_dir: Path) -> list[str]:
     """Derive the figures that no key states."""
+    from fd_async.preflight.costs import describe  # what the machine is asked about is not needed for --help
+
     run, model, policy, rollout = config.run, config.model, config.policy, config.rollout
     learner, algorithm, staleness = config.learner, config.algorithm, max_staleness(config)
     attempts = learner.prompts_per_step * rollout.samples_per_prompt
@@ -34,7 +31,7 @@ def plan(config: RunConfig, run_dir: Path) -> list[str]:
         f"admission   staleness <= {staleness}: at most {(staleness + 1) * learner.prompts_per_step} prompts"
         f" outstanding, {rollout.concurrency} attempts at once",
         f"verifier    {config.verifier.backend}, {config.verifier.workers} workers",
-        f"feedback    {_feedback(config, attempts)}" if algorithm.type == "fd" else "feedback    none (grpo)",
+        f"feedback    {describe(config)}" if algorithm.type == "fd" else "feedback    none (grpo)",
         f"checkpoints {_every(config.checkpoint.every_steps)}at the end, the last {config.checkpoint.keep_last} kept",
     ]
     from fd_async.preflight.learner import memory_table  # event loop and link are not needed for --help
@@ -60,17 +57,3 @@ def _algorithm(config: RunConfig) -> str:
         return f"grpo, KL {table.kl_weight:g}, clip {table.clip_low:g}/{table.clip_high:g}, {lr}"
     anchor = f", anchor {table.anchor_weight:g} every {table.anchor_every} step(s)" if table.anchor_weight else ""
     return f"fd, top {table.top_k}, EMA {table.ema_retention:g} every {table.ema_every} steps{anchor}, {lr}"
-
-
-def _feedback(config: RunConfig, attempts: int) -> str:
-    table = config.feedback
-    if table.type not in ("anthropic", "openai"):
-        return f"{table.type}, no cost"
-    name = f"{table.type} {table.model}, {attempts} calls per step"
-    limit = f", ends at ${table.max_usd:,.2f}" if table.max_usd else ", no limit (feedback.max_usd)"
-    prices = (table.usd_per_million_input_tokens, table.usd_per_million_output_tokens)
-    if not any(prices):
-        return f"{name}, price unknown (feedback.usd_per_million_*_tokens){limit}"
-    tokens_in = INSTRUCTION_TOKENS + min(table.max_attempt_chars / CHARS_PER_TOKEN, config.rollout.max_response_tokens)
-    usd = attempts * (tokens_in * prices[0] + table.max_output_tokens * prices[1]) / 1e6
-    return f"{name}, at most about ${usd:,.2f} per step, ${usd * config.run.max_steps:,.0f} in all{limit}"

@@ -39,18 +39,26 @@ class Shape(NamedTuple):
 
 def read_shape(path: str) -> Shape | None:
     """Read the shape of a model folder or cached Hugging Face id; None where it is not known."""
-    folder = _folder(path)
-    try:
-        config = json.loads((folder / "config.json").read_text()) if folder else None
-    except (OSError, ValueError):
+    folder, text = model_here(path), text_config(path)
+    if folder is None or text is None:
         return None
-    if folder is None or config is None:
-        return None
-    text = {**config, **config.get("text_config", {})}
     try:
         return _shape(text, _tensors(folder))
     except (KeyError, TypeError, ValueError, OSError):
         return None
+
+
+def text_config(path: str) -> dict[str, Any] | None:
+    """Read the configuration of the text model of a folder or cached Hugging Face id; None where there is none."""
+    folder = model_here(path)
+    try:
+        config = json.loads((folder / "config.json").read_text()) if folder else None
+    except (OSError, ValueError):
+        return None
+    if not isinstance(config, dict):
+        return None
+    inner = config.get("text_config")
+    return {**config, **inner} if isinstance(inner, dict) else config
 
 
 def shape_of_model(config: dict[str, Any], sizes: dict[str, int]) -> Shape | None:
@@ -131,7 +139,7 @@ def _tensors(folder: Path) -> dict[str, int]:
     return sizes
 
 
-def _folder(path: str) -> Path | None:
+def model_here(path: str) -> Path | None:
     """Return the folder of a local path, or of the newest snapshot of a cached Hugging Face id."""
     if (Path(path) / "config.json").is_file():
         return Path(path)

@@ -1,17 +1,19 @@
-"""The order of fd-check: the machine, the learner, the verifier's parts, then the verifier itself."""
+"""The order of fd-check: the process, then what it needs, then the verifier's parts, then the verifier itself."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
 from fd_async.config.schema import RunConfig
-from fd_async.preflight import lean, learner, machine
+from fd_async.preflight import costs, dataset, disk, gpus, lean, learner, machine, model, network
 from fd_async.preflight.findings import Finding
+
+_ROOMS = (machine, model, gpus, learner, disk, dataset, network, costs, lean)
 
 
 def inspect(config: RunConfig) -> list[Finding]:
     """Look at everything the configuration needs; starts nothing heavy."""
-    return [finding for probe in (*machine.PROBES, *learner.PROBES, *lean.PROBES) for finding in probe(config)]
+    return [finding for room in _ROOMS for probe in room.PROBES for finding in probe(config)]
 
 
 def try_verifier(config: RunConfig, say: Callable[[str], None]) -> Iterator[Finding]:

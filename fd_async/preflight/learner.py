@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,17 +9,18 @@ import psutil
 
 from fd_async.config.schema import RunConfig
 from fd_async.errors import PreflightError
-from fd_async.learner import hosts
 from fd_async.learner.memory_plan import GIB, gib, plan_of, refusal, table
 from fd_async.learner.model_shape import Shape, read_shape
 from fd_async.preflight.findings import Finding
-
-_PROBE_TIMEOUT_S = 10.0
+from fd_async.preflight.gpus import engines_on_a_gpu
+from fd_async.preflight.nvidia import driver
 
 
 def _hosts(config: RunConfig) -> Iterator[Finding]:
     if not config.learner.hostfile:
         return
+    from fd_async.learner import hosts  # brings the event loop, which one machine does without
+
     try:
         found = hosts.check(config)
     except PreflightError as error:
@@ -74,6 +74,8 @@ def available_bytes(config: RunConfig, shape: Shape) -> int | None:
     if not learner.gpus:
         ranks_here = learner.ranks
         if learner.hostfile:
+            from fd_async.learner import hosts
+
             try:
                 found = hosts.read_hostfile(Path(learner.hostfile))
             except PreflightError:
@@ -82,21 +84,12 @@ def available_bytes(config: RunConfig, shape: Shape) -> int | None:
         width = 2 if config.model.dtype == "bfloat16" else 4
         engine = policy.kv_cache_gib * GIB + width * shape.num_params
         return max(0, int(psutil.virtual_memory().available - engine) // ranks_here)
-    sizes = _gpu_bytes()
-    if any(gpu not in sizes for gpu in learner.gpus):
+    there = driver().gpus
+    if any(gpu not in there for gpu in learner.gpus):
         return None
-    return min(int(sizes[gpu] * (1 - policy.gpu_memory_utilization * (gpu in policy.gpus))) for gpu in learner.gpus)
-
-
-def _gpu_bytes() -> dict[int, int]:
-    """Ask the driver for the memory of every GPU; empty without one."""
-    argv = ["nvidia-smi", "--query-gpu=index,memory.total", "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=_PROBE_TIMEOUT_S, check=True)
-        rows = [line.split(",") for line in done.stdout.splitlines() if line.strip()]
-        return {int(index): int(mib) << 20 for index, mib in rows}
-    except (OSError, ValueError, subprocess.SubprocessError):
-        return {}
+    taken = policy.gpu_memory_utilization * engines_on_a_gpu(config)
+    shared = set(policy.gpus) if policy.engine == "local" else set()
+    return min(int(there[gpu].total * max(0.0, 1 - taken * (gpu in shared))) for gpu in learner.gpus)
 
 
 PROBES: tuple[Callable[[RunConfig], Iterator[Finding]], ...] = (_hosts, _memory)

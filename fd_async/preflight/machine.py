@@ -1,28 +1,22 @@
-"""Python, packages, GPUs, memory, disk, model and keys: what a configuration needs beside the verifier."""
+"""Python, packages, cores, memory, keys and sinks: what a configuration needs of the process that runs it."""
 
 from __future__ import annotations
 
 import os
-import shutil
-import socket
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from importlib.util import find_spec
-from pathlib import Path
 
 import psutil
 
-from fd_async.config.files import is_hub_id
 from fd_async.config.schema import FeedbackTable, RunConfig
+from fd_async.learner.memory_plan import gib, plan_of
+from fd_async.learner.model_shape import read_shape
 from fd_async.preflight.findings import Finding, needed
 from fd_async.telemetry.external import is_installed
 
 GIB = 2**30
-_PROBE_TIMEOUT_S = 10.0
-_SHM_GIB_UNKNOWN_MODEL = 1.0
-"""Least shared memory where the size of the model is not known before it is downloaded."""
 
 
 def _config(config: RunConfig) -> Iterator[Finding]:
@@ -42,9 +36,10 @@ def _packages(config: RunConfig) -> Iterator[Finding]:
         found = _version(name) if find_spec(name) else None
         yield needed(bool(found and found.startswith(version)), name, found or "not installed", advice)
     vllm = _version("vllm") or ""
-    if find_spec("vllm") and vllm.endswith("+cpu") == bool(config.policy.gpus):
-        build = "GPU" if config.policy.gpus else "CPU"
-        found = f"{vllm}, policy.gpus = {config.policy.gpus}"
+    gpus = config.policy.gpus or config.learner.gpus
+    if find_spec("vllm") and vllm.endswith("+cpu") == bool(gpus):
+        build = "GPU" if gpus else "CPU"
+        found = f"{vllm}, policy.gpus = {config.policy.gpus}, learner.gpus = {config.learner.gpus}"
         yield Finding(
             "missing", "vllm build", found, f"call it again with FD_DEVICE={build.lower()} for the {build} build"
         )
@@ -59,81 +54,30 @@ def _version(name: str) -> str | None:
         return f"{cpu.partition('+')[0]}+cpu" if cpu else None
 
 
-def _gpus(config: RunConfig) -> Iterator[Finding]:
-    wanted = sorted(set(config.policy.gpus) | set(config.learner.gpus))
-    if not wanted:
-        return
-    listed = _output(["nvidia-smi", "--query-gpu=index,name,memory.total", "--format=csv,noheader"])
-    present = [line for line in (listed or "").splitlines() if line.strip()]
-    advice = "change policy.gpus and learner.gpus, or run where an NVIDIA driver shows that many"
-    yield needed(len(present) > wanted[-1], "GPUs", f"{len(present)} of {wanted[-1] + 1}", advice)
-
-
-def _output(argv: list[str]) -> str | None:
-    try:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=_PROBE_TIMEOUT_S, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout if done.returncode == 0 else None
-
-
 def _cores(config: RunConfig) -> Iterator[Finding]:
     cores = len(os.sched_getaffinity(0))
     threads = config.policy.cpu_threads + config.learner.cpu_threads * config.learner.ranks
-    memory = psutil.virtual_memory().available / GIB
     if not config.policy.gpus and threads > cores:
         advice = "lower policy.cpu_threads or learner.cpu_threads: they would take turns"
         yield Finding("note", "cores", f"{cores} for {threads} threads of engine and learner", advice)
     else:
         yield Finding("ok", "cores", str(cores))
-    wanted = 1.0 if config.policy.gpus else config.policy.kv_cache_gib + 1.0
-    advice = "lower policy.kv_cache_gib or close other programs"
-    yield needed(memory >= wanted, "memory", f"{memory:.1f} GiB free, at least {wanted:.1f} needed", advice)
 
 
-def _disk(config: RunConfig) -> Iterator[Finding]:
-    place = Path(config.run.dir).absolute()
-    while not place.exists():
-        place = place.parent
-    free, wanted = shutil.disk_usage(place).free / GIB, config.checkpoint.min_free_gib
-    advice = "free some, set run.dir to another disk, or lower checkpoint.min_free_gib or checkpoint.keep_last"
-    yield needed(free > wanted, "disk", f"{free:.0f} GiB free in {config.run.dir}/, {wanted:g} must stay free", advice)
-    yield needed(os.access(place, os.W_OK), "run folder", str(config.run.dir), "make it writable or set run.dir")
-
-
-def _staging(config: RunConfig) -> Iterator[Finding]:
-    if config.policy.push == "nccl":
-        return
-    is_shared = config.policy.push == "shm"
-    folder = Path("/dev/shm") if is_shared else Path(config.policy.push_dir)
-    if not folder.is_dir() and is_shared:
-        yield Finding("note", "/dev/shm", "not there", "weights travel through the temporary folder, slower")
-        return
-    ready = folder.is_dir() and os.access(folder, os.W_OK)
-    free = shutil.disk_usage(folder).free / GIB if ready else 0.0
-    size = _model_gib(config)
-    wanted = 2 * size if size else _SHM_GIB_UNKNOWN_MODEL
-    cure = "docker run --shm-size=..., or mount a larger tmpfs" if is_shared else "make policy.push_dir a larger folder"
-    found = f"{free:.1f} GiB free, {wanted:.1f} needed" if ready else "not a folder that can be written"
-    yield needed(ready and free >= wanted, str(folder), found, f"two copies of the weights are staged there: {cure}")
-
-
-def _model_gib(config: RunConfig) -> float:
-    return sum(file.stat().st_size for file in Path(config.model.path).glob("*.safetensors")) / GIB
-
-
-def _model(config: RunConfig) -> Iterator[Finding]:
-    path = config.model.path
-    if is_hub_id(path):
-        yield Finding(
-            "note", "model", f"{path} from the Hugging Face hub", "downloaded at the first start if not cached"
-        )
-        return
-    files = [name for name in ("config.json", "tokenizer.json") if not (Path(path) / name).is_file()]
-    weights = [] if _model_gib(config) else ["*.safetensors"]
-    lacking = ", ".join(files + weights)
-    found = f"{path} lacks {lacking}" if lacking else path
-    yield needed(not lacking, "model", found, "set model.path to a folder in Hugging Face format")
+def _memory(config: RunConfig) -> Iterator[Finding]:
+    """Host memory for what is sure to lie there: caches, copies of weights, optimizer state that left the GPUs."""
+    free, wanted, shape = psutil.virtual_memory().available, GIB, read_shape(config.model.path)
+    advice = "close other programs, or take a machine with more"
+    if not config.policy.gpus and config.policy.engine == "local":
+        wanted += int(config.policy.kv_cache_gib * GIB)
+        advice = "lower policy.kv_cache_gib or close other programs"
+    if config.learner.gpus and shape is not None and not config.learner.hostfile:
+        wanted += config.learner.ranks * plan_of(config, shape).host
+        advice = 'set checkpoint.background = false, or learner.offload = "none", or take a machine with more memory'
+    if config.policy.gpus and config.policy.engine == "local" and config.policy.push_ahead and shape is not None:
+        width = 2 if config.model.dtype == "bfloat16" else 4
+        wanted += width * shape.num_params * config.policy.data_parallel_size
+    yield needed(free >= wanted, "memory", f"{gib(free)} free, at least {gib(wanted)} needed", advice)
 
 
 def _feedback_key(config: RunConfig) -> Iterator[Finding]:
@@ -162,28 +106,13 @@ def _sinks(config: RunConfig) -> Iterator[Finding]:
         yield needed(is_installed(name), name, _version(name) or "not installed", advice)
 
 
-def _port(config: RunConfig) -> Iterator[Finding]:
-    host, port = config.telemetry.prometheus_host, config.telemetry.prometheus_port
-    if port:
-        try:
-            with socket.create_server((host, port)):
-                yield Finding("ok", "/metrics", f"{host}:{port} is free")
-        except OSError as error:
-            advice = "change telemetry.prometheus_port or prometheus_host, or set the port to 0"
-            yield Finding("missing", "/metrics", f"{host}:{port}: {error.strerror or error}", advice)
-
-
 PROBES: tuple[Callable[[RunConfig], Iterator[Finding]], ...] = (
     _config,
     _python,
     _packages,
-    _gpus,
     _cores,
-    _disk,
-    _staging,
-    _model,
+    _memory,
     _feedback_key,
     _sinks,
-    _port,
 )
 """In the order of the report."""

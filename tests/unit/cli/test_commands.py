@@ -28,7 +28,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     model.mkdir()
     for name in ("config.json", "tokenizer.json", "model.safetensors"):
         (model / name).write_text("{}")
-    (tmp_path / "train.jsonl").write_text("")
+    (tmp_path / "train.jsonl").write_text('{"name": "one", "formal_statement": "theorem one : True := by sorry"}\n')
     file = tmp_path / "small.toml"
     file.write_text(
         f'[model]\npath = "{model}"\ndtype = "float32"\n[data]\ntrain = "train.jsonl"\n[feedback]\ntype = "constant"\n'
@@ -248,12 +248,18 @@ def test_check_says_what_is_missing_and_how_to_get_it(
     monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
     monkeypatch.setenv("PATH", "/nonexistent")
     monkeypatch.setenv("HOME", "/nonexistent")
-    sets = ["feedback.type=anthropic", "feedback.model=m", "verifier.backend=repl", "verifier.project_dir=none"]
+    sets = [
+        "feedback.type=anthropic",
+        "feedback.model=m",
+        "feedback.base_url=http://127.0.0.1:9",
+        "verifier.backend=repl",
+        "verifier.project_dir=none",
+    ]
     assert main(["check", "--config", str(config), *(word for item in sets for word in ("--set", item))]) == 3
     printed = capsys.readouterr()
     assert "ANTHROPIC_API_KEY is not set" in printed.out
     assert "run lean/setup" in printed.out
-    assert printed.err == "fd-check: missing: feedback key, lake, Lake project, Lean REPL, sandbox\n"
+    assert printed.err == "fd-check: missing: feedback key, feedback provider, lake, Lake project, Lean REPL, sandbox\n"
     assert "first get lake, Lake project, Lean REPL, sandbox" in printed.out
 
 

@@ -12,6 +12,7 @@ from fd_async.config.load import load_config
 from fd_async.config.schema import RunConfig
 from fd_async.preflight import Finding
 from fd_async.preflight import learner as probes
+from fd_async.preflight.nvidia import Driver, Gpu
 
 CHECKOUT = Path(__file__).parents[3]
 GIB = 2**30
@@ -55,7 +56,8 @@ def test_a_rank_that_does_not_fit_is_refused_with_advice(
 
 def test_gpus_that_vllm_shares_count_for_what_it_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
     """The smallest of a rank's devices; none where one does not answer."""
-    monkeypatch.setattr(probes, "_gpu_bytes", lambda: {0: 80 * GIB, 1: 80 * GIB, 2: 40 * GIB})
+    there = {index: Gpu(index, "GPU", size * GIB, 0, 9.0, False) for index, size in enumerate((80, 80, 40))}
+    monkeypatch.setattr(probes, "driver", lambda: Driver(there, "580.95", ""))
     shape = probes.read_shape("examples/tiny/model")
     assert shape is not None
     made = config(ranks=2, gpus=[1, 2])

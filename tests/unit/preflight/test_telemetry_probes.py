@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from fd_async.config.schema import RunConfig
-from fd_async.preflight import machine
+from fd_async.preflight import machine, network
 from tests.fakes.control_plane import make_config
 
 
@@ -30,10 +30,10 @@ def test_a_sink_whose_package_is_missing_is_named_with_what_to_install(monkeypat
 
 def test_a_port_that_is_taken_is_missing() -> None:
     """Without a port nothing is tried."""
-    assert list(machine._port(with_telemetry())) == []
+    assert list(network._metrics(with_telemetry())) == []
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        (taken,) = machine._port(with_telemetry(prometheus_port=port))
-    (free,) = machine._port(with_telemetry(prometheus_port=port))
+        (taken,) = network._metrics(with_telemetry(prometheus_port=port))
+    (free,) = network._metrics(with_telemetry(prometheus_port=port))
     assert (taken.state, free.state) == ("missing", "ok")
     assert "telemetry.prometheus_port" in taken.advice
