@@ -10,6 +10,7 @@ from typing import Any
 import anyio
 import msgspec
 
+from bench.sound import SoundStatements
 from fd_async.rendering import Renderer
 from fd_async.types import (
     Completion,
@@ -94,7 +95,7 @@ def _texts() -> list[str]:
     return [f"<tool_call>\n{json.dumps(call)}\n</tool_call>" for call in calls] + ["I give up."]
 
 
-class Judge:
+class Judge(SoundStatements):
     """Refuses every file after a while."""
 
     def __init__(self, pace: Pace) -> None:

@@ -125,10 +125,10 @@ class _End:
         self.verdict = Verdict(kind="missing", reason="no file was written")
         self.file = ""
 
-    def fail(self, failure: str, reason: str) -> None:
+    def fail(self, failure: str, reason: str, verdict: Verdict | None = None) -> None:
         """End by a cause that says nothing about the proof."""
         self.reason, self.failure = "failed", failure
-        self.verdict = Verdict(kind="infrastructure", reason=reason)
+        self.verdict = verdict or Verdict(kind="infrastructure", reason=reason)
 
 
 class RolloutRunner:
@@ -213,6 +213,8 @@ class RolloutRunner:
         if len(prompt_ids) > self._config.max_prompt_tokens:
             limit = f"rollout.max_prompt_tokens = {self._config.max_prompt_tokens}"
             end.fail("prompt_too_long", f"the prompt has {len(prompt_ids)} tokens, {limit}")
+        elif fault := self._verifier.known_fault(ticket.statement):
+            end.fail("bad_statement", fault.reason, fault)
         else:
             try:
                 await self._attempt(attempt, end, temperature, on_stage, keep)
@@ -276,6 +278,15 @@ class RolloutRunner:
             end.reason = "solved"
         elif verdict.is_infrastructure:
             end.fail("infrastructure", verdict.reason)
+        else:
+            await self._blame_the_statement(attempt, end)
+
+    async def _blame_the_statement(self, attempt: UnderWay, end: _End) -> None:
+        """End as `bad_statement` what no proof could have solved: the statement does not compile by itself."""
+        with anyio.move_on_after(max(0.0, self._config.timeout_s - attempt.seconds)):
+            alone = await self._verifier.examine(attempt.ticket.statement, caller=attempt.ticket.id)
+            if alone.is_bad_statement:
+                end.fail("bad_statement", alone.reason, alone)
 
     async def _converse(
         self, attempt: UnderWay, toolbox: Toolbox, temperature: float, on_stage: StageListener, keep: Keep
@@ -339,7 +350,7 @@ class RolloutRunner:
         for call in calls:
             result = await toolbox.call(call)
             results.append((call.name or "malformed", result))
-            if result.verdict is not None and (result.verdict.is_proved or result.verdict.is_infrastructure):
+            if result.verdict is not None and _ends_attempt(result.verdict):
                 for name, earlier in results:
                     transcript.add_tool([], name, earlier)
                 return result.verdict
@@ -351,3 +362,7 @@ class RolloutRunner:
         for index, (name, result) in enumerate(results):  # one block of ids answers all calls of the turn
             transcript.add_tool(ids if index == 0 else [], name, result)
         return None
+
+
+def _ends_attempt(verdict: Verdict) -> bool:
+    return verdict.is_proved or verdict.is_infrastructure or verdict.is_bad_statement

@@ -28,9 +28,11 @@ VerdictKind = Literal[
     "infrastructure",
     "revoked",
     "missing",
+    "bad_statement",
 ]
 """`missing`: the rollout never wrote a file. `infrastructure` says nothing about the proof and is never a reward.
-`revoked`: proved, and then refused by the cold audit."""
+`revoked`: proved, and then refused by the cold audit. `bad_statement`: the statement does not compile by itself, which
+says nothing about the proof either."""
 
 EndReason = Literal["solved", "token_budget", "turn_budget", "stopped", "failed"]
 """`stopped`: the model ended its turn without a tool call. `failed`: see `Rollout.failure`."""
@@ -126,6 +128,10 @@ class Verdict(Struct, frozen=True, kw_only=True, omit_defaults=True):
         return self.kind == "infrastructure"
 
     @property
+    def is_bad_statement(self) -> bool:
+        return self.kind == "bad_statement"
+
+    @property
     def is_proved(self) -> bool:
         return self.kind == "proved"
 
@@ -165,7 +171,8 @@ class Rollout(Struct, frozen=True, kw_only=True, omit_defaults=True):
     end_reason: EndReason
     suite: str = ""
     failure: str = ""
-    """Named cause when end_reason is `failed`: `engine`, `infrastructure`, `timeout`, `prompt_too_long`."""
+    """Named cause when end_reason is `failed`: `engine`, `infrastructure`, `timeout`, `prompt_too_long`,
+    `bad_statement`."""
     final_file: str = ""
     """The Lean file that the verdict judged, as the model wrote it; empty when there was none."""
     seconds: float = 0.0

@@ -15,6 +15,7 @@ import anyio
 import msgspec
 
 from bench.crashes.plans import PROMPT_IDS, STOP_ID, TOOL_IDS, fails, is_call, is_proved, is_refused, plan
+from bench.sound import SoundStatements
 from fd_async.errors import EngineError, FeedbackRejected, VerifierError
 from fd_async.policy.engine import Send
 from fd_async.types import (
@@ -151,7 +152,7 @@ class PlannedRenderer:
         return list(TOOL_IDS)
 
 
-class PlannedVerifier:
+class PlannedVerifier(SoundStatements):
     """Judges by the file alone; audits confirm."""
 
     def __init__(self) -> None:

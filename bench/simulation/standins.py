@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from bench.simulation.engine import SimulatedEngine
 from bench.simulation.plans import Plans
+from bench.sound import SoundStatements
 from fd_async.feedback.remote import TextAnswer
 from fd_async.types import StagedWeights, Statement, StepReport, ToolCall, TrainingSample, Verdict
 from fd_async.verifier.repl.schedule import Costs, FairQueue, Ticket
@@ -81,7 +82,7 @@ class SimulatedRenderer:
         return [0] * round(self._plans.turns(ticket)[int(turn)].tool_tokens / self._grain)
 
 
-class SimulatedLean:
+class SimulatedLean(SoundStatements):
     """Workers that check for the planned seconds, served in the order of the project's own queue."""
 
     def __init__(self, figures: LeanFigures, plans: Plans) -> None:

@@ -310,6 +310,11 @@ class AttemptLoops:
                 PreflightError(f"{text} = {config.max_prompt_tokens}; raise it, or look at data.train")
             )
             return
+        if rollout.failure == "bad_statement":
+            text = f"the last {HOPELESS_DROPS} statements tried do not compile by themselves; the last one: "
+            advice = "; look at data.train with bin/fd-data --check, and at verifier.header"
+            self._count_in_a_row(PreflightError(f"{text}{rollout.verdict.reason}{advice}"))
+            return
         state.recent_failures.append(True)
         last = f"last cause {rollout.failure}: {rollout.verdict.reason}"
         self._count_in_a_row(VerifierError(f"the last {HOPELESS_DROPS} attempts all failed; {last}"))

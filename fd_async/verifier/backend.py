@@ -11,6 +11,7 @@ from typing import Protocol
 
 from msgspec import Raw, Struct
 
+from fd_async.errors import VerifierError
 from fd_async.verifier.messages import Message
 
 
@@ -64,6 +65,10 @@ class CheckOutOfMemory(CheckFailed):
 
 class CheckCrash(CheckFailed):
     """Two workers died of it."""
+
+
+class HeaderRefused(VerifierError):
+    """Lean does not accept the header; `args[0]` has its first error."""
 
 
 class LeanBackend(Protocol):

@@ -26,6 +26,7 @@ from fd_async.verifier.backend import (
     CheckFailed,
     CheckOutOfMemory,
     CheckTimeout,
+    HeaderRefused,
     LeanAnswer,
     LeanBackend,
     LeanRequest,
@@ -40,6 +41,15 @@ _T = TypeVar("_T")
 MAX_CODE_CHARS = 64_000
 _LONG_CHARS = 4_000
 """Texts longer than this are worked on in a thread, so that the event loop never waits for them."""
+
+
+class StatementFault(Exception):
+    """A statement that does not compile by itself; `args[0]` is one line."""
+
+    def __init__(self, message: str, output: str = "") -> None:
+        super().__init__(message)
+        self.output = output
+        """Lean's words, all of them."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +100,7 @@ class Judge:
         try:
             prepared = await _maybe_in_thread(len(code), prepare, code, statement, self.header_of(statement))
         except StatementError as error:
-            return verdict.make("infrastructure", str(error)), None
+            return verdict.make("bad_statement", str(error)), None
         if isinstance(prepared, Verdict):
             return verdict.make(prepared.kind, prepared.reason, prepared.output), None
         return await self._judge_prepared(prepared, statement, verdict, caller), prepared
@@ -118,8 +128,11 @@ class Judge:
             if isinstance(error, CheckCrash):
                 return verdict.make("crash", str(error), "error: Lean crashed")
             raise
+        except StatementFault as error:
+            return verdict.make("bad_statement", str(error))
         except VerifierError as error:
-            return verdict.make("infrastructure", str(error))
+            is_theirs = isinstance(error, HeaderRefused) and bool(statement.header)
+            return verdict.make("bad_statement" if is_theirs else "infrastructure", str(error))
 
     async def _compile(self, prepared: Prepared, statement: Statement, verdict: _Verdicts, caller: str) -> Verdict:
         rebuilt, goal = prepared.rebuilt, prepared.goal
@@ -177,23 +190,49 @@ class Judge:
             return verdict.make("axiom", reason, f"error: {reason}")
         return verdict.make("proved", "", output)
 
-    async def _demand_statement(self, goal: Goal, header: str) -> None:
+    async def examine(self, statement: Statement, *, caller: str = "") -> Verdict:
+        """Judge a statement alone, with `sorry` for its proof.
+
+        Returns:
+            A verdict of kind `sorry` where it compiles, `bad_statement` with Lean's words where it does not, and
+            `infrastructure` where that is not known.
+        """
+        verdict = _Verdicts(self, "", statement)
+        try:
+            goal = read_statement(statement)
+            _lex_header(verdict.header)
+            await self._demand_statement(goal, verdict.header, caller)
+        except (StatementError, StatementFault) as error:
+            return verdict.make("bad_statement", str(error), getattr(error, "output", "") or None)
+        except LexError as error:
+            return verdict.make("bad_statement", f"header of {statement.name!r}: {error}")
+        except VerifierError as error:
+            is_theirs = isinstance(error, HeaderRefused) and bool(statement.header)
+            return verdict.make("bad_statement" if is_theirs else "infrastructure", str(error))
+        return verdict.make("sorry", "")
+
+    async def _demand_statement(self, goal: Goal, header: str, caller: str = "") -> None:
         """Make sure that the statement alone compiles and can be probed, so that the model is to blame.
 
         Raises:
-            VerifierError: It cannot; the data set or the toolchain is at fault.
+            StatementFault: It cannot; the data set or the toolchain is at fault.
+            VerifierError: Lean could not be asked.
         """
         probe_name = f"fd_probe_{secrets.token_hex(8)}"
         probe = goal.probe(probe_name, self.backend.root)
-        request = LeanRequest(header, f"{goal.declaration} by sorry", probe, probe_always=True)
+        body = f"{goal.declaration} by sorry"
+        request = LeanRequest(header, body, probe, caller=caller, probe_always=True)
         try:
             answer = await self.backend.run(request)
         except CheckFailed as error:
-            raise VerifierError(f"the statement `{goal.name}` alone does not compile: {error}") from error
+            raise StatementFault(f"the statement `{goal.name}` alone does not compile: {error}") from error
         errors = answer.errors + [message for message in answer.probe or () if message.is_error]
         if errors:
             first = _one_line(errors[0].data)
-            raise VerifierError(f"the statement `{goal.name}` alone does not compile under its header: {first}")
+            output = render_messages(errors, lambda line: line, self.output_chars)
+            raise StatementFault(
+                f"the statement `{goal.name}` alone does not compile under its header: {first}", output
+            )
 
 
 class _Verdicts:

@@ -8,8 +8,8 @@ Nothing falls back from one backend to another.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import Any
 
 import structlog
@@ -44,6 +44,8 @@ class Verifier:
         self._cache: OrderedDict[str, Verdict] = OrderedDict()
         self._running: dict[str, Event] = {}
         self._revoked: set[str] = set()
+        self._examined: OrderedDict[str, Verdict] = OrderedDict()
+        """By statement: what it is worth alone."""
         self._checks = 0
         self._infra_errors = 0
         self._cache_hits = 0
@@ -68,27 +70,61 @@ class Verifier:
         """
         self._checks += 1
         key = self._key(code, statement)
-        while True:
-            known = self._cache.get(key)
-            if known is not None:
-                self._cache.move_to_end(key)
-                self._cache_hits += 1
-                return known
-            running = self._running.get(key)
-            if running is None:
-                break
-            await running.wait()
-        done = self._running[key] = Event()
-        try:
+        known = await self._known(self._cache, key)
+        if known is not None:
+            self._cache_hits += 1
+            return known
+        with self._only_one(key):
             verdict = await self._judge.judge(code, statement, caller=caller)
-        finally:
-            del self._running[key]
-            done.set()
         if verdict.is_infrastructure:
             self._infra_errors += 1
         else:
             self._remember(key, verdict)
+        if verdict.is_bad_statement or verdict.is_proved:
+            self._keep(self._examined, self._key("", statement), verdict)
         return verdict
+
+    async def examine(self, statement: Statement, *, caller: str = "") -> Verdict:
+        """Find out whether a statement compiles by itself; asks Lean once for each.
+
+        Returns:
+            A verdict of kind `bad_statement`, with Lean's words, or `infrastructure` where that is not known now; any
+            other kind says that the statement is sound.
+        """
+        key = self._key("", statement)
+        known = await self._known(self._examined, key)
+        if known is not None:
+            return known
+        with self._only_one(key):
+            verdict = await self._judge.examine(statement, caller=caller)
+        if not verdict.is_infrastructure:
+            self._keep(self._examined, key, verdict)
+        return verdict
+
+    def known_fault(self, statement: Statement) -> Verdict | None:
+        """Return the verdict on a statement that was found not to compile, without asking anybody."""
+        known = self._examined.get(self._key("", statement))
+        return known if known is not None and known.is_bad_statement else None
+
+    async def _known(self, cache: OrderedDict[str, Verdict], key: str) -> Verdict | None:
+        """Return a verdict that is kept, or that somebody who asks for the same just gets; else None."""
+        while key not in cache:
+            running = self._running.get(key)
+            if running is None:
+                return None
+            await running.wait()
+        cache.move_to_end(key)
+        return cache[key]
+
+    @contextmanager
+    def _only_one(self, key: str) -> Iterator[None]:
+        """Let others that ask for the same wait."""
+        done = self._running[key] = Event()
+        try:
+            yield
+        finally:
+            del self._running[key]
+            done.set()
 
     async def audit(self, code: str, statement: Statement, verdict: Verdict) -> Verdict:
         """Judge an accepted proof once more, from nothing.
@@ -139,9 +175,13 @@ class Verifier:
         return content_key(self._judge.header_of(statement), statement, code)
 
     def _remember(self, key: str, verdict: Verdict) -> None:
-        self._cache[key] = verdict
-        if len(self._cache) > _CACHE_SIZE:
-            self._cache.popitem(last=False)
+        self._keep(self._cache, key, verdict)
+
+    @staticmethod
+    def _keep(cache: OrderedDict[str, Verdict], key: str, verdict: Verdict) -> None:
+        cache[key] = verdict
+        if len(cache) > _CACHE_SIZE:
+            cache.popitem(last=False)
 
     def statistics(self) -> dict[str, float]:
         """Counters since the start (`checks`, `infra_errors`, `cache_hits`, `restarts`, `desyncs`, ...) and gauges."""

@@ -22,7 +22,9 @@ from fd_async.errors import VerifierError
 from fd_async.types import Statement, Verdict, VerdictKind
 from fd_async.verifier.judge import Judge, content_key, sha256
 
-_UNFINISHED: frozenset[VerdictKind] = frozenset({"infrastructure", "timeout", "out_of_memory", "crash"})
+_UNFINISHED: frozenset[VerdictKind] = frozenset(
+    {"infrastructure", "bad_statement", "timeout", "out_of_memory", "crash"}
+)
 """Kinds that mean, of a file that Lean has accepted before, that the audit failed and not the proof."""
 _KEPT_OUTCOMES = 20_000
 

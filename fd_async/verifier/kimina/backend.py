@@ -28,7 +28,7 @@ from msgspec.structs import replace
 
 from fd_async.config.schema import Verifier as VerifierTable
 from fd_async.errors import PreflightError, VerifierError
-from fd_async.verifier.backend import CheckTimeout, LeanAnswer, LeanRequest
+from fd_async.verifier.backend import CheckTimeout, HeaderRefused, LeanAnswer, LeanRequest
 from fd_async.verifier.kimina.wire import Busy, Check, Desync, Result, Wire
 from fd_async.verifier.messages import Message, Position, read_axioms
 
@@ -233,7 +233,7 @@ def _divide(
     probe_line = body_line + request.body.count("\n") + 2
     in_header = [m for m in messages if m.is_error and 0 < m.pos.line <= body_line]
     if in_header:
-        raise VerifierError(f"the Lean header was rejected: {in_header[0].data[:500]}")
+        raise HeaderRefused(f"the Lean header was rejected: {in_header[0].data[:500]}")
     if request.probe:
         name, asking = _probe_name(request.probe), probe_line + request.probe.rstrip().count("\n") + 1
         if any(m.pos.line != asking and read_axioms([m], name) is not None for m in messages):

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import anyio
 
 from fd_async.errors import VerifierError
+from fd_async.verifier.backend import HeaderRefused
 from fd_async.verifier.sandbox.room import Limits, Room, launch_argv
 
 _PASSED_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "ELAN_HOME", "LD_LIBRARY_PATH", "PYTHONPATH")
@@ -60,7 +61,7 @@ class ReplDesync(ReplFailure):
     """Bytes where none belong, or an answer to something else."""
 
 
-class HeaderRejected(ReplFailure):
+class HeaderRejected(ReplFailure, HeaderRefused):
     """The REPL works but does not accept the header; `args[0]` has its first error."""
 
 

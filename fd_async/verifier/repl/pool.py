@@ -20,7 +20,7 @@ import anyio
 from anyio import current_time
 
 from fd_async.errors import VerifierError
-from fd_async.verifier.backend import CheckTimeout
+from fd_async.verifier.backend import CheckTimeout, HeaderRefused
 from fd_async.verifier.repl.check import Check
 from fd_async.verifier.repl.fresh import CLOSED, FreshProcesses
 from fd_async.verifier.repl.process import ReplDesync, ReplProcess, ReplSpec, ReplTimeout
@@ -145,7 +145,8 @@ class ReplPool:
             raise
         self._queue.leave(check.ticket)
         if check.error is not None:
-            raise VerifierError(str(check.error)) from check.error
+            kind = HeaderRefused if isinstance(check.error, HeaderRefused) else VerifierError
+            raise kind(str(check.error)) from check.error
         if check.slot is None:
             raise VerifierError(
                 f"no verifier worker became free within verifier.queue_timeout_s = {self._settings.queue_timeout_s:g}; "

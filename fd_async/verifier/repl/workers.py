@@ -16,6 +16,7 @@ import structlog
 from anyio import Event, current_time
 
 from fd_async.errors import PreflightError, VerifierError
+from fd_async.verifier.backend import HeaderRefused
 from fd_async.verifier.repl.process import HeaderRejected, ReplProcess, ReplSpec, open_repl
 
 BACKOFF_S = (0.1, 1.0, 5.0, 15.0, 30.0)
@@ -75,7 +76,7 @@ class Workers:
         if rejected is None:
             return
         if current_time() - rejected[1] < _REJECTED_FOR_S:
-            raise VerifierError(str(rejected[0])) from rejected[0]
+            raise HeaderRefused(str(rejected[0])) from rejected[0]
         del self._rejected[header]
 
     async def first_outcome(self) -> None:

@@ -138,7 +138,7 @@ class Toolbox:
         verdict = await self._judge(code)
         if verdict.is_proved:
             return ToolResult(text=f"{name} compiles and proves the theorem.", ok=True, verdict=verdict)
-        if verdict.is_infrastructure:
+        if verdict.is_infrastructure or verdict.is_bad_statement:
             text = "The checker did not answer. The file was not judged."
             return ToolResult(text=text, ok=False, verdict=verdict)
         return ToolResult(text=verdict.output or f"error: {verdict.reason}", ok=False, verdict=verdict)

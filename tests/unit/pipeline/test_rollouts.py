@@ -9,6 +9,7 @@ import anyio
 import msgspec
 import pytest
 
+from bench.sound import SoundStatements
 from fd_async.config.schema import RolloutTable
 from fd_async.errors import EngineDied, EngineError, VerifierError
 from fd_async.rollouts import RolloutRunner
@@ -54,7 +55,7 @@ class Script:
         return [7]
 
 
-class Judge:
+class Judge(SoundStatements):
     """Accepts one file."""
 
     def __init__(self) -> None:

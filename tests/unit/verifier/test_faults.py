@@ -297,8 +297,8 @@ async def test_closing_resolves_every_check_in_flight(mode: str, token: str) -> 
     assert kinds.count("infrastructure") >= 6
 
 
-async def test_a_verdict_is_remembered_without_a_worker_and_infrastructure_is_not(token: str) -> None:
-    """The same bytes get the same verdict, unless the last one said nothing about them."""
+async def test_a_verdict_is_remembered_without_a_worker(token: str) -> None:
+    """The same bytes get the same verdict."""
     async with verifier_of(token) as verifier:
         code = proof("exact Or.inl hp -- fake_die")
         first = await verifier.check(code, STATEMENT)
@@ -307,8 +307,8 @@ async def test_a_verdict_is_remembered_without_a_worker_and_infrastructure_is_no
         assert verifier.statistics()["restarts"] == restarts
         rejected = Statement(name="foo", formal_statement=STATEMENT.formal_statement, header="import Nowhere")
         verdicts = [await verifier.check(code, rejected) for _ in range(2)]
-        assert [verdict.kind for verdict in verdicts] == ["infrastructure"] * 2
-        assert verifier.statistics()["cache_hits"] == 1
+        assert [verdict.kind for verdict in verdicts] == ["bad_statement"] * 2
+        assert verifier.statistics()["cache_hits"] == 2
 
 
 async def test_callers_cancelled_at_any_moment_leave_every_place_free(token: str) -> None:

@@ -6,7 +6,14 @@ import pytest
 
 from fd_async.errors import VerifierError
 from fd_async.types import Statement
-from fd_async.verifier.backend import CheckCrash, CheckOutOfMemory, CheckTimeout, LeanAnswer, LeanRequest
+from fd_async.verifier.backend import (
+    CheckCrash,
+    CheckOutOfMemory,
+    CheckTimeout,
+    HeaderRefused,
+    LeanAnswer,
+    LeanRequest,
+)
 from fd_async.verifier.judge import Judge
 from fd_async.verifier.messages import Message, Position
 from tests.unit.verifier.conftest import AXIOMS, STATEMENT, ScriptedLean, proof
@@ -77,14 +84,38 @@ async def test_the_header_is_ours(judge: Judge, lean: ScriptedLean) -> None:
     assert "Evil" not in lean.requests[0].body
 
 
-async def test_a_broken_statement_is_infrastructure(judge: Judge) -> None:
+async def test_a_broken_statement_is_told_from_a_failure(judge: Judge) -> None:
     """A row of the data set that cannot be read, or does not compile, is not the model's failure."""
     broken = Statement(name="foo", formal_statement="def foo := 1")
-    assert (await judge.judge(proof("exact Or.inl hp"), broken)).kind == "infrastructure"
+    assert (await judge.judge(proof("exact Or.inl hp"), broken)).kind == "bad_statement"
     wrong = Statement(name="foo", formal_statement="theorem foo : fake_error_in_the_data := by")
     verdict = await judge.judge("theorem foo : fake_error_in_the_data := trivial", wrong)
-    assert verdict.kind == "infrastructure"
+    assert verdict.kind == "bad_statement"
     assert "alone does not compile" in verdict.reason
+
+
+async def test_a_statement_is_examined_alone(judge: Judge) -> None:
+    """Lean's words are there for whoever mends the data; a statement that compiles is worth a `sorry`."""
+    wrong = Statement(name="foo", formal_statement="theorem foo : fake_error_in_the_data := by")
+    verdict = await judge.examine(wrong)
+    assert (verdict.kind, "error: " in verdict.output) == ("bad_statement", True)
+    assert (await judge.examine(STATEMENT)).kind == "sorry"
+    unreadable = Statement(name="foo", formal_statement="def foo := 1")
+    assert (await judge.examine(unreadable)).kind == "bad_statement"
+
+
+async def test_a_refused_header_is_blamed_on_the_statement_that_brings_it() -> None:
+    """The configured header cannot be the statement's fault."""
+
+    class Refusing(ScriptedLean):
+        async def run(self, request: LeanRequest) -> LeanAnswer:
+            raise HeaderRefused("the Lean header was rejected: unknown module")
+
+    judge = Judge(Refusing(), "import Ours", frozenset(AXIOMS), 2400)
+    own = Statement(name="foo", formal_statement=STATEMENT.formal_statement, header="import Theirs")
+    for statement, kind in ((own, "bad_statement"), (STATEMENT, "infrastructure")):
+        assert (await judge.judge(proof("exact Or.inl hp"), statement)).kind == kind
+        assert (await judge.examine(statement)).kind == kind
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ CASES: list[tuple[VerdictKind, str, Statement]] = [
     ("out_of_memory", proof("exact break_memory"), STATEMENT),
     ("crash", proof("exact break_crash"), STATEMENT),
     ("infrastructure", proof("exact break_lean"), STATEMENT),
-    ("infrastructure", proof("exact hp"), UNREADABLE),
+    ("bad_statement", proof("exact hp"), UNREADABLE),
 ]
 
 
