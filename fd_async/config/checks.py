@@ -75,6 +75,11 @@ def _algorithm(config: RunConfig) -> Found:
             f"must be 0 or above 1 + algorithm.clip_high = {1 + algorithm.clip_high:g}: under it the clip takes away"
             " the gradient that the cap is to bound",
         )
+    if algorithm.type == "grpo" and algorithm.causality_every:
+        yield (
+            ("algorithm.causality_every", "algorithm.type"),
+            'asks what the teacher makes of feedback, and only algorithm.type = "fd" has a teacher: set it to 0',
+        )
     if algorithm.type == "fd" and algorithm.top_k > 4096:
         yield ("algorithm.top_k",), "at most 4096 (the paper takes 25); the teacher keeps this many per token"
 

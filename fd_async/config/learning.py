@@ -52,6 +52,17 @@ class Algorithm(Table, frozen=True):
     gain_samples: Annotated[
         int, _d("Attempts per step on which the gain from feedback is measured; one teacher forward each (fd).", gt=0)
     ] = 8
+    causality_every: Annotated[
+        int,
+        _d(
+            "Every n-th step measures how far the teacher follows true, another attempt's and no feedback; 0: never"
+            " (fd).",
+            ge=0,
+        ),
+    ] = 0
+    causality_samples: Annotated[
+        int, _d("Attempts of such a step on which that is measured; three teacher forwards each (fd).", gt=0)
+    ] = 16
     anchor_weight: Annotated[
         float,
         _d("Weight of CE(teacher, student) under feedback, which keeps the teacher able to follow it (fd).", ge=0),

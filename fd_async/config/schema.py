@@ -162,6 +162,10 @@ class RolloutTable(Table, frozen=True):
     max_prompt_tokens: Annotated[int, _d("Longest prompt, tokens; longer statements are dropped by name.", gt=0)] = 2048
     max_response_tokens: Annotated[int, _d("Response budget, tokens, tool output included.", gt=0)] = 8192
     max_turns: Annotated[int, _d("Assistant turns per attempt.", gt=0)] = 32
+    tools: Annotated[
+        bool,
+        _d("Whether the model may write, check and search while it works; without, one answer holds one Lean file."),
+    ] = True
     temperature: Annotated[float, _d("Sampling temperature in training.", gt=0)] = 1.0
     top_p: Annotated[float, _d("Nucleus in training; 1 keeps log-probs exact.", gt=0, le=1)] = 1.0
     timeout_s: Annotated[float, _d("Deadline of a whole attempt, seconds.", gt=0)] = 3600.0
