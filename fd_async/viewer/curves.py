@@ -37,6 +37,14 @@ CHARTS: tuple[tuple[str, str, str, tuple[tuple[str, str], ...]], ...] = (
 )  # fmt: skip
 """Title, unit, kind and (name, key) of each chart after pass rate and before time; charts without data are left out."""
 
+LEARNING = {
+    "Pass rate", "Loss", "Policy entropy", "Feedback gain", "The teacher's top K", "Response length",
+    "Distinct names in accepted proofs, since the start",
+}  # fmt: skip
+"""What says whether the run learns; the other charts say whether it is healthy."""
+
+_MOST_POINTS = 2000
+
 TOTALS = {metric.key for metric in METRICS if metric.total and not metric.key.startswith("proofs/")}
 """Drawn as growth per step. How many distinct names were found is drawn as it is (paper figure 3)."""
 
@@ -95,23 +103,42 @@ def charts(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return [chart for chart in made if chart["series"]]
 
 
+def thin(points: list[Point], limit: int = _MOST_POINTS) -> list[Point]:
+    """Return at most about `limit` points: the lowest and the highest of each stretch of steps, so no spike is lost."""
+    if len(points) <= limit:
+        return points
+    width = -(-2 * len(points) // limit)
+    kept = []
+    for start in range(0, len(points), width):
+        stretch = points[start : start + width]
+        ends = {id(point): point for point in (min(stretch, key=_value), max(stretch, key=_value))}
+        kept += sorted(ends.values())
+    return kept if kept[-1] is points[-1] else [*kept, points[-1]]
+
+
+def _value(point: Point) -> float:
+    return point[1]
+
+
 def _chart(rows: Sequence[Row], title: str, unit: str, kind: str, names: Sequence[tuple[str, str]]) -> dict[str, Any]:
     series = [
         {
             "name": name,
-            "points": found,
+            "points": found if key.startswith("eval/") else thin(found),
             "marks": key.startswith("eval/"),
             "smooth": not key.startswith("eval/") and not key.endswith("/max"),
         }
         for name, key in names
         if (found := (increments if key in TOTALS else points)(rows, key))
     ]
-    return {"title": title, "unit": unit, "kind": kind, "series": series}
+    about = "learning" if title in LEARNING else "health"
+    return {"title": title, "unit": unit, "kind": kind, "about": about, "series": series}
 
 
 def _time_chart(rows: Sequence[Row]) -> dict[str, Any]:
     """Split each step's wall time; what no part explains is `other`."""
     timed = [row for row in rows if row.get("time/step_s") is not None]
+    timed = timed[:: -(-len(timed) // _MOST_POINTS) or 1]
     parts = [(name, key) for name, key in TIME_PARTS if any(row.get(key) for row in timed)]
     series = [
         {"name": name, "points": [[row["step"], row.get(key) or 0.0] for row in timed], "marks": False, "smooth": False}
@@ -122,7 +149,7 @@ def _time_chart(rows: Sequence[Row]) -> dict[str, Any]:
             [row["step"], max(0.0, row["time/step_s"] - sum(row.get(key) or 0.0 for _, key in parts))] for row in timed
         ]
         series.append({"name": "other", "points": rest, "marks": False, "smooth": False})
-    return {"title": "Where a step's time goes", "unit": "s", "kind": "stack", "series": series}
+    return {"title": "Where a step's time goes", "unit": "s", "kind": "stack", "about": "health", "series": series}
 
 
 def evaluation(rows: Sequence[Row]) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import sqlite3
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -111,17 +112,32 @@ def read_counts(path: Path, wanted: Filter, *, is_cancelled: Callable[[], bool] 
     """
     wheres, values = _rows_of(wanted)
     with reading(path, timeout_s=_LOCK_S, is_cancelled=is_cancelled) as db:
-        total = int(db.execute("SELECT COALESCE(SUM(num), 0) FROM tallies").fetchone()[0])
+        whole = cube = _cube(db.execute(f"SELECT {_KIND}, scored, num FROM tallies WHERE num > 0"))
         if wheres:
             query = (
                 f"SELECT {_KIND}, gain IS NOT NULL, COUNT(*) FROM rollouts WHERE {' AND '.join(wheres)}"
                 " GROUP BY purpose, suite, verdict, ended, outcome, gain IS NOT NULL"
             )
-        else:
-            query = f"SELECT {_KIND}, scored, num FROM tallies WHERE num > 0"
-        rows = db.execute(query, values).fetchall()
-    cube: Cube = {(*kind, "yes" if scored else "no"): num for *kind, scored, num in rows}
-    return _counts(total, cube, wanted)
+            cube = _cube(db.execute(query, values))
+    return _counts(whole, cube, [getattr(wanted, facet) for facet in FACETS])
+
+
+def _cube(rows: Iterable[tuple[Any, ...]]) -> Cube:
+    return {(*kind, "yes" if scored else "no"): num for *kind, scored, num in rows}
+
+
+def _counts(whole: Cube, cube: Cube, chosen: list[str]) -> Counts:
+    """Add up `cube` for every value that occurs in `whole`, or is chosen."""
+    known = [*whole, *([tuple(chosen)] if any(chosen) else [])]
+    facets = {name: dict.fromkeys(sorted({kind[i] for kind in known} - {""}), 0) for i, name in enumerate(FACETS)}
+    matching = 0
+    for kind, num in cube.items():
+        differs = [i for i, value in enumerate(chosen) if value and kind[i] != value]
+        matching += num if not differs else 0
+        for i, facet in enumerate(FACETS):
+            if not differs or differs == [i]:
+                facets[facet][kind[i]] = facets[facet].get(kind[i], 0) + num
+    return Counts(total=sum(whole.values()), matching=matching, facets=facets)
 
 
 def read_mark(path: Path) -> tuple[int, int]:
@@ -134,24 +150,6 @@ def read_mark(path: Path) -> tuple[int, int]:
         rows = db.execute("SELECT * FROM tallies").fetchall()
         last = db.execute("SELECT MAX(seq) FROM rollouts").fetchone()[0]
     return sum(row[-1] for row in rows), zlib.crc32(repr((last, rows)).encode())
-
-
-def _counts(total: int, cube: Cube, wanted: Filter) -> Counts:
-    chosen = [getattr(wanted, facet) for facet in FACETS]
-    facets: dict[str, dict[str, int]] = {facet: {} for facet in FACETS}
-    matching = 0
-    for kind, num in cube.items():
-        differs = [i for i, value in enumerate(chosen) if value and kind[i] != value]
-        matching += num if not differs else 0
-        for i, facet in enumerate(FACETS):
-            if not differs or differs == [i]:
-                facets[facet][kind[i]] = facets[facet].get(kind[i], 0) + num
-    for facet, value in zip(FACETS, chosen, strict=True):
-        if value:
-            facets[facet].setdefault(value, 0)
-    return Counts(
-        total=total, matching=matching, facets={name: dict(sorted(of.items())) for name, of in facets.items()}
-    )
 
 
 def _has(db: sqlite3.Connection, wanted: Filter) -> bool:

@@ -1,0 +1,173 @@
+"""The run folder as it grows: rows of metrics.jsonl, status.json, result.json, and what is wrong with them.
+
+`refresh` reads only what is new. What cannot be read becomes a line for people, and what was read before stays.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from fd_async.data.ledger.browsing import read_mark
+from fd_async.errors import LedgerError
+from fd_async.telemetry.redact import redact
+from fd_async.viewer.curves import merge_rows
+from fd_async.viewer.report import read_config
+from fd_async.viewer.summary import period, standing, summary
+
+_Stamp = tuple[int, int, int]
+
+
+class Rows:
+    """Follows metrics.jsonl: whole lines as they are appended, all of it where the file was replaced."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: tuple[int, int] | None = None
+        self._offset = self._num_lines = 0
+        self.rows: list[dict[str, Any]] = []
+        self.bad_lines: list[int] = []
+
+    def refresh(self) -> bool:
+        """Read what was appended; say whether anything changed.
+
+        Raises:
+            OSError: the file is there and cannot be read.
+        """
+        try:
+            with self._path.open("rb") as file:
+                self._begin_anew_if_replaced(file.fileno())
+                file.seek(self._offset)
+                whole, newline, _ = file.read().rpartition(b"\n")  # a last line without its end is still being written
+        except FileNotFoundError:
+            return False
+        if not newline:
+            return False
+        self._offset += len(whole) + 1
+        added = [row for line in whole.split(b"\n") if (row := self._parse(line)) is not None]
+        self.rows = merge_rows([*self.rows, *added])
+        return True
+
+    def _begin_anew_if_replaced(self, fd: int) -> None:
+        stat = os.fstat(fd)
+        if self._file != (stat.st_dev, stat.st_ino) or stat.st_size < self._offset:
+            self._file = (stat.st_dev, stat.st_ino)
+            self._offset = self._num_lines = 0
+            self.rows, self.bad_lines = [], []
+
+    def _parse(self, line: bytes) -> dict[str, Any] | None:
+        self._num_lines += 1
+        if not line.strip():
+            return None
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        step = row.get("step", 0) if isinstance(row, dict) else None
+        if not isinstance(row, dict) or not isinstance(step, int):
+            self.bad_lines.append(self._num_lines)
+            return None
+        return {key: value if _is_finite(value) else None for key, value in row.items()}
+
+
+class Document:
+    """A JSON object that is replaced as a whole."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stamp: _Stamp | None = None
+        self.value: dict[str, Any] = {}
+        self.error = ""
+
+    def refresh(self) -> bool:
+        """Read the file where it changed; say whether it did."""
+        try:
+            stat = self._path.stat()
+            stamp = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
+            if stamp == self._stamp:
+                return False
+            self.value, self.error = msgspec.json.decode(self._path.read_bytes(), type=dict[str, Any]), ""
+            self._stamp = stamp
+        except FileNotFoundError:
+            return False
+        except (msgspec.MsgspecError, OSError) as error:
+            self.error = f"{self._path.name} cannot be read: {error}"
+            return False
+        return True
+
+
+class RunFolder:
+    """All that the page shows but the attempts. Used by one thread at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.ledger = path / "ledger.db"
+        self._config_text = read_config(path)
+        self._config = tomllib.loads(self._config_text)
+        self.name = str(self._config.get("run", {}).get("name") or path.resolve().name)
+        self._rows = Rows(path / "metrics.jsonl")
+        self._status, self._result = Document(path / "status.json"), Document(path / "result.json")
+        self._version = 0
+        self._born = time.time_ns()
+
+    def refresh(self) -> dict[str, Any]:
+        """Look at the folder again; return what changes from second to second.
+
+        `version` tells when `overview` would say something new, `mark` when the attempts would.
+        """
+        notices: list[str] = []
+        num_attempts, mark = None, None
+        if not self.path.is_dir():
+            notices.append(f"{self.path} is gone: deleted or moved. This page shows what was read before")
+        else:
+            phase = self._status.value.get("phase")
+            self._status.refresh()
+            changed = self._result.refresh() or phase != self._status.value.get("phase")
+            try:
+                changed |= self._rows.refresh()
+            except OSError as error:
+                notices.append(f"metrics.jsonl cannot be read: {error.strerror or error}")
+            self._version += changed
+            try:
+                num_attempts, mark = read_mark(self.ledger) if has_ledger(self.ledger) else (0, 0)
+            except LedgerError as error:
+                notices.append(str(error))
+        notices += [document.error for document in (self._status, self._result) if document.error]
+        if bad := self._rows.bad_lines:
+            lines = ", ".join(map(str, bad[:5])) + (", …" if len(bad) > 5 else "")
+            notices.append(f"metrics.jsonl: left out {len(bad)} lines that are no JSON object with a step: {lines}")
+        return {
+            **standing(self._status.value, time.time()),
+            "name": self.name,
+            "version": f"{self._born}-{self._version}",
+            "mark": mark,
+            "attempts": num_attempts,
+            "notices": [redact(notice) for notice in notices],
+        }
+
+    def overview(self) -> dict[str, Any]:
+        """Return facts, totals, charts and tables as of the last `refresh`."""
+        shown = summary(self._config, self._rows.rows, self._status.value, self._result.value)
+        return {**shown, "period": self._period(), "config": redact(self._config_text)}
+
+    def _period(self) -> str:
+        try:
+            return period(self.path, self._status.value)
+        except OSError:  # the folder is gone, which `refresh` says
+            return ""
+
+
+def has_ledger(path: Path) -> bool:
+    """Say whether there is anything to open: a run makes the file before its first attempt."""
+    return path.exists() and path.stat().st_size > 0
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

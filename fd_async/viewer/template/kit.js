@@ -1,0 +1,43 @@
+// All text enters the page through textContent and setAttribute: nothing of an attempt is ever parsed as HTML.
+const el = (tag, attributes = {}, ...children) => {
+  const node = document.createElement(tag);
+  for (const [key, value] of Object.entries(attributes)) {
+    if (key === "text") node.textContent = value; else node.setAttribute(key, value);
+  }
+  node.append(...children.filter((child) => child !== null));
+  return node;
+};
+const svg = (tag, attributes, text) => {
+  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+  if (text !== undefined) node.textContent = text;
+  return node;
+};
+const byId = (id) => document.getElementById(id);
+const paint = (node, property, value) => { node.style.setProperty(property, value); return node; };
+const colour = (index) => `var(--s${index % 6})`;
+const count = (n) => n.toLocaleString("en-US");
+const words = (name) => name.replaceAll("_", " ");
+const number = (x, unit) => {
+  if (unit === "share") return `${(100 * x).toFixed(1)}%`;
+  const size = Math.abs(x);
+  if (size >= 1e6) return `${(x / 1e6).toFixed(1)}M`;
+  if (size >= 1e4) return `${(x / 1e3).toFixed(0)}k`;
+  if (size >= 100 || Number.isInteger(x)) return x.toFixed(0);
+  return size !== 0 && size < 1e-3 ? x.toExponential(1) : Number(x.toPrecision(3)).toString();
+};
+const signed = (x) => (Math.abs(x) < 0.005 ? "0.00" : `${x > 0 ? "+" : "−"}${Math.abs(x).toFixed(2)}`);
+const verdictClass = (kind) => (kind === "proved" ? "proved" : kind === "failed" ? "failed" : "odd");
+const outcomeClass = (outcome) => (outcome.startsWith("dropped") ? "odd" : "");
+
+const tip = byId("tip");
+document.addEventListener("pointerover", (event) => {
+  const delta = event.target.dataset?.delta;
+  tip.hidden = delta === undefined;
+  if (delta === undefined) return;
+  tip.textContent = `${signed(Number(delta))} nats`;
+  const box = event.target.getBoundingClientRect();
+  paint(tip, "left", `${Math.min(box.left, innerWidth - 120)}px`);
+  paint(tip, "top", `${Math.max(box.top - 28, 2)}px`);
+});
+
