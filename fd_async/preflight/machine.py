@@ -14,7 +14,6 @@ from fd_async.config.schema import FeedbackTable, RunConfig
 from fd_async.learner.memory_plan import gib, plan_of
 from fd_async.learner.model_shape import read_shape
 from fd_async.preflight.findings import Finding, needed
-from fd_async.telemetry.external import is_installed
 
 GIB = 2**30
 
@@ -98,6 +97,12 @@ def _key_of(table: FeedbackTable, which: str) -> Iterator[Finding]:
         yield Finding("note", f"{which} key", f"{name} is not set", f"fine where {table.base_url} asks for none")
     else:
         yield Finding("missing", f"{which} key", f"{name} is not set", f"export {name}=..., or set {which}.api_key_env")
+
+
+def is_installed(name: str) -> bool:
+    from fd_async.telemetry import external  # brings the log, which no sink does without
+
+    return external.is_installed(name)
 
 
 def _sinks(config: RunConfig) -> Iterator[Finding]:
