@@ -1,0 +1,227 @@
+"""How much of a feedback leaks into proofs: n-grams of Lean tokens that stand in both. Pure functions, no I/O.
+
+A token is a name (dots, primes and subscripts belong to it), a number, or one other character; blanks and line
+comments do not count. A gram is NUM_TOKENS tokens in a row, of which one is a name of three letters or more; a shorter
+text is one gram. What stands in the statement is no leak, and neither are imports and options.
+
+    given away    share of the known proof's grams that stand in a feedback
+    taken up      share of an accepted proof's grams that stand in a feedback on an earlier attempt at the statement
+    only there    of those, what did not stand in the file of that earlier attempt: the model had not said it before
+    unseen        share of an accepted proof's grams that stand in a feedback on another attempt, trained on later only
+
+"Earlier" is causal: the feedback's attempt was trained at a step that the newest weights of the proof include. Two
+things look like a leak and are none. Proofs share words ("nlinarith [sq_nonneg"): so each share has a control, the same
+proof against as many feedbacks on other statements. And a statement may have one natural proof, which the model finds
+alone: `unseen` says how often. A leak is what `taken up` is above both.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+from msgspec import Struct
+
+NUM_TOKENS = 4
+Gram = tuple[str, ...]
+Grams = frozenset[Gram]
+
+_TOKEN = re.compile(r"--[^\n]*|([^\W\d][\w'!?₀-₉]*(?:\.[^\W\d][\w'!?₀-₉]*)*|\d+(?:\.\d+)?|[^\w\s])")
+_PREAMBLE = re.compile(r"^\s*(?:import|open|set_option|universe|namespace|end|section)\b[^\n]*$", re.MULTILINE)
+_OPEN_END = re.compile(r":=\s*(?:by\b\s*)?(?:sorry\b\s*)?\Z")
+
+
+class Exchange(Struct, frozen=True, kw_only=True):
+    """One attempt with its feedback, as far as leaks are concerned."""
+
+    name: str
+    """Of the statement."""
+    formal_statement: str
+    known_proof: str = ""
+    file: str = ""
+    """The Lean file that was judged."""
+    proved: bool = False
+    version: int = 0
+    """Newest weight version that wrote a token of it."""
+    trained_at: int | None = None
+    """Gradient step that learned from the feedback; None where none did."""
+    feedback: str = ""
+
+
+class Share(Struct, frozen=True):
+    """A mean over statements with its 95 % interval, and in how many cases it was everything."""
+
+    num: int
+    """Cases: feedbacks or proofs."""
+    num_statements: int
+    mean: float
+    low: float
+    high: float
+    whole: float
+    """Share of the cases in which every gram was found."""
+    control: float | None
+    """The same with feedback on other statements; None where there are none."""
+
+
+class Leaks(Struct, frozen=True):
+    """What `measure` found; None where there was no case."""
+
+    given_away: Share | None
+    taken_up: Share | None
+    only_there: Share | None
+    unseen: Share | None
+
+
+def tokens(text: str) -> list[str]:
+    """Cut Lean or prose into tokens."""
+    return [found for found in _TOKEN.findall(text) if found]
+
+
+def said_grams(text: str) -> Grams:
+    """Return all that a text says: its distinct grams of up to NUM_TOKENS tokens, so that short proofs are found."""
+    words = tokens(text)
+    return frozenset(gram for size in range(1, NUM_TOKENS + 1) for gram in _runs(words, size))
+
+
+def proof_grams(file: str, formal_statement: str) -> Grams:
+    """Return the grams of what a file adds to its statement."""
+    head = tokens(_OPEN_END.sub("", formal_statement.rstrip()))
+    body = tokens(_PREAMBLE.sub("", file))
+    place = _find(body, head)
+    parts = [body[:place], body[place + len(head) :]] if place is not None else [body]
+    inside = _grams(head)
+    return frozenset().union(*(_grams(_without_opening(part)) for part in parts)) - inside
+
+
+def share_of(wanted: Grams, *texts: Grams) -> float:
+    """Return the share of grams that stand in any of the texts.
+
+    Raises:
+        ZeroDivisionError: if none is wanted.
+    """
+    return len(wanted & frozenset().union(*texts)) / len(wanted)
+
+
+def measure(exchanges: Sequence[Exchange]) -> Leaks:
+    """Measure all shares over the attempts of a run."""
+    said: dict[str, list[_Said]] = defaultdict(list)
+    spoken = [said_grams(one.feedback) for one in exchanges]
+    for index, (one, feedback) in enumerate(zip(exchanges, spoken, strict=True)):
+        if feedback and one.trained_at is not None:
+            said[one.name].append(_Said(index, one.trained_at, feedback, feedback - said_grams(one.file)))
+    others = _Others({name: [item.grams for item in found] for name, found in said.items()})
+    given: list[_Case] = []
+    taken: list[_Case] = []
+    only: list[_Case] = []
+    unseen: list[_Case] = []
+    for index, (one, feedback) in enumerate(zip(exchanges, spoken, strict=True)):
+        known = proof_grams(one.known_proof, one.formal_statement) if feedback else frozenset()
+        if known:
+            given.append(_Case(one.name, share_of(known, feedback), others.share(known, one.name, 1)))
+        wanted = proof_grams(one.file, one.formal_statement) if one.proved else frozenset()
+        mine = [item for item in said.get(one.name, ()) if item.index != index] if wanted else []
+        if earlier := [item for item in mine if item.trained_at <= one.version]:
+            taken.append(_case(one.name, wanted, [item.grams for item in earlier], others))
+            only.append(_Case(one.name, share_of(wanted, *(item.new for item in earlier)), None))
+        elif mine:
+            unseen.append(_case(one.name, wanted, [item.grams for item in mine], others))
+    return Leaks(_summary(given), _summary(taken), _summary(only), _summary(unseen))
+
+
+class _Said(Struct, frozen=True):
+    """What a feedback says, and of that what its attempt had not said."""
+
+    index: int
+    trained_at: int
+    grams: Grams
+    new: Grams
+
+
+def _case(name: str, wanted: Grams, texts: Sequence[Grams], others: _Others) -> _Case:
+    return _Case(name, share_of(wanted, *texts), others.share(wanted, name, len(texts)))
+
+
+class _Case(Struct, frozen=True):
+    name: str
+    share: float
+    control: float | None
+
+
+class _Others:
+    """Feedback on other statements, chosen without chance: those that follow in the order of names."""
+
+    def __init__(self, said: Mapping[str, list[Grams]]) -> None:
+        self._said = said
+        self._names = sorted(said)
+        self._place = {name: place for place, name in enumerate(self._names)}
+
+    def share(self, wanted: Grams, name: str, num: int) -> float | None:
+        """Return the share of grams that stand in `num` feedbacks on other statements."""
+        found: list[Grams] = []
+        start = self._place.get(name, 0)
+        for offset in range(1, len(self._names) + 1):
+            other = self._names[(start + offset) % len(self._names)]
+            if other != name:
+                found += self._said[other][: num - len(found)]
+            if len(found) >= num:
+                return share_of(wanted, *found)
+        return None
+
+
+def _summary(cases: Sequence[_Case]) -> Share | None:
+    """Average over statements: attempts at one statement are no independent evidence."""
+    if not cases:
+        return None
+    by_name: dict[str, list[float]] = defaultdict(list)
+    for case in cases:
+        by_name[case.name].append(case.share)
+    means = [math.fsum(shares) / len(shares) for shares in by_name.values()]
+    mean = math.fsum(means) / len(means)
+    if len(means) > 1:
+        half = 1.96 * math.sqrt(math.fsum((value - mean) ** 2 for value in means) / (len(means) - 1) / len(means))
+    else:
+        half = 1.0
+    controls = [case.control for case in cases if case.control is not None]
+    return Share(
+        num=len(cases),
+        num_statements=len(means),
+        mean=mean,
+        low=max(0.0, mean - half),
+        high=min(1.0, mean + half),
+        whole=sum(case.share == 1 for case in cases) / len(cases),
+        control=math.fsum(controls) / len(controls) if controls else None,
+    )
+
+
+def _grams(words: Sequence[str]) -> Grams:
+    found = _runs(words, min(NUM_TOKENS, len(words)))
+    return frozenset(gram for gram in found if any(len(word) > 2 and word[0].isalpha() for word in gram))
+
+
+def _runs(words: Sequence[str], size: int) -> Iterable[Gram]:
+    """Return all runs of so many tokens."""
+    return zip(*(words[start:] for start in range(size)), strict=False)
+
+
+def _without_opening(words: Sequence[str]) -> Sequence[str]:
+    """Drop `:=` and `by` in front of a proof: every proof has them."""
+    start = 0
+    while start < len(words) and words[start] in (":", "=", "by"):
+        start += 1
+    return words[start:]
+
+
+def _find(words: Sequence[str], part: Sequence[str]) -> int | None:
+    """Return where a run of tokens begins, None where it does not stand."""
+    if not part:
+        return None
+    return next(
+        (
+            place
+            for place in range(len(words) - len(part) + 1)
+            if words[place] == part[0] and list(words[place : place + len(part)]) == list(part)
+        ),
+        None,
+    )
