@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import TypeGuard
 
 from fd_async.cli import check, evaluate, export, run, view
+from fd_async.cli import report as report_figures
 from fd_async.cli.parser import Parser
 from fd_async.cli.shared import ErrorLog
 from fd_async.errors import FdError, PreflightError
@@ -28,6 +29,7 @@ COMMANDS: dict[str, ModuleType] = {
     "eval": evaluate,
     "export": export,
     "view": view,
+    "report": report_figures,
 }
 """Name -> module with `HELP`, `add_arguments(parser)` and `execute(arguments, log) -> exit code`."""
 
@@ -153,3 +155,8 @@ def export_main() -> int:
 def view_main() -> int:
     """Entry point of fd-view."""
     return main(["view", *sys.argv[1:]])
+
+
+def report_main() -> int:
+    """Entry point of fd-report."""
+    return main(["report", *sys.argv[1:]])
