@@ -20,6 +20,7 @@ _UNTRAINED_PREFIXES = ("mtp.", "visual.", "model.visual.")
 """Parts of a Qwen3.5 checkpoint that the text policy neither runs nor trains."""
 _TEXT_PART = "language_model."
 TIED_HEAD = "lm_head.weight"
+_MODEL_SUFFIXES = (".safetensors", ".json", ".jinja", ".txt", ".model")
 _MAX_HEADER_BYTES = 100_000_000
 _SAMPLE_BYTES = 1 << 20
 
@@ -84,6 +85,35 @@ def fingerprint(model: str) -> str:
             stream.seek(max(0, size - _SAMPLE_BYTES))
             digest.update(stream.read(_SAMPLE_BYTES))
     return digest.hexdigest()[:16]
+
+
+def digest(model: str) -> str:
+    """Return the sha256 of all that a model is made of: weights, configuration, tokenizer, template.
+
+    Reads every byte, some seconds for a large model: call it in a thread. A Hugging Face id is fetched where the cache
+    lacks it.
+
+    Raises:
+        PreflightError: it has no weights, or cannot be read or fetched.
+    """
+    try:
+        folder = Path(model) if Path(model).is_dir() else _fetch(model)
+        files = sorted(file for file in folder.iterdir() if file.suffix in _MODEL_SUFFIXES and file.is_file())
+        if not any(file.suffix == ".safetensors" for file in files):
+            raise PreflightError(f"model.path: {folder} has no *.safetensors file")
+        whole = hashlib.sha256()
+        for file in files:
+            with file.open("rb") as stream:
+                whole.update(f"{file.name} {hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+    except (OSError, ValueError) as error:  # those of huggingface_hub are of the two kinds as well
+        raise PreflightError(f"model.path: cannot read {model}: {error}") from error
+    return whole.hexdigest()
+
+
+def _fetch(model: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(model, allow_patterns=[f"*{suffix}" for suffix in _MODEL_SUFFIXES]))
 
 
 def _folder(model: str) -> Path:

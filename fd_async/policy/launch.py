@@ -150,11 +150,22 @@ def engine_arguments(model_path: str, config: Policy, *, dtype: str, seed: int, 
         arguments["gpu_memory_utilization"] = config.gpu_memory_utilization
     else:
         arguments["kv_cache_memory_bytes"] = int(config.kv_cache_gib * 2**30)
+        if takes_seeds(config):
+            arguments["enable_chunked_prefill"] = False
     if not frozen:
         arguments["worker_extension_cls"] = "fd_async.policy.transfer.WorkerExtension"
         if config.push == "nccl":
             arguments["weight_transfer_config"] = {"backend": "nccl"}
     return arguments
+
+
+def takes_seeds(config: Policy) -> bool:
+    """Say whether requests may bring a seed: on a CPU they kill vLLM 0.32 when a prompt is prefilled in parts.
+
+    After a part it takes back the random number that it drew for nothing, which CPU generators cannot do. So prompts
+    are prefilled whole there, unless `policy.max_num_batched_tokens` is less than the longest.
+    """
+    return bool(config.gpus) or not 0 < config.max_num_batched_tokens < config.max_model_len
 
 
 def _build(arguments: dict[str, Any], environment: dict[str, str], log_file: Path) -> RunningEngine:

@@ -13,11 +13,14 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import anyio
+import msgspec
 import pytest
 
+from fd_async.analysis.passk import Estimate
 from fd_async.cli import main
 from fd_async.config.files import CHECKOUT
 from fd_async.errors import EngineDied, FdError, FeedbackBudgetExceeded, LearnerError, StallDetected
+from fd_async.evaluation import SuiteResult
 
 
 @pytest.fixture
@@ -210,17 +213,55 @@ def test_a_run_without_configuration_says_so(capsys: pytest.CaptureFixture[str])
 def test_evaluation_ends_with_one_json_line(
     config: Path, app: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """--k raises the number of attempts to what it needs."""
+    """--k raises the number of attempts to what it needs; the table says what each figure rests on."""
     seen: list[object] = []
-    result = SimpleNamespace(
-        suite="test", pass_at={1: 0.5, 8: 0.75}, statements=4, failed=0, metrics=lambda: {"eval/test/pass@1": 0.5}
-    )
-    app(evaluate=lambda config, source, *, log_dir: seen.extend([config, source, log_dir]) or [result])
-    assert main(["eval", "--config", str(config), "--suite", "train.jsonl", "--k", "1,8"]) == 0
-    resolved, source, log_dir = seen
+    app(**evaluation(seen))
+    assert main(["eval", "--config", str(config), "--suite", "train.jsonl", "--k", "8,1"]) == 0
+    resolved, subject, folder = seen
     assert (resolved.eval.k, resolved.eval.samples, resolved.data.eval) == ([1, 8], 8, ["train.jsonl"])
-    assert (source, log_dir) == (None, Path("runs/eval"))
-    assert capsys.readouterr().out.splitlines()[-1] == '{"eval/test/pass@1": 0.5}'
+    assert (subject, folder) == ("model", Path("runs/evals/x"))
+    lines = capsys.readouterr().out.splitlines()
+    assert msgspec.json.decode(lines[-1])["eval/test/pass@1"] == 0.5
+    assert [line.split()[:3] for line in lines[1:3]] == [["test", "1", "0.5000"], ["test", "8", "-"]]
+    assert "neither as solved nor as unsolved: engine 2" in lines[3]
+
+
+def test_more_k_than_samples_is_refused_and_tools_go_off(
+    config: Path, app: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--samples is the last word; --no-tools is a key like any other."""
+    seen: list[object] = []
+    app(**evaluation(seen))
+    command = ["eval", "--config", str(config), "--suite", "train.jsonl", "--no-tools", "--samples", "4", "--k"]
+    assert main([*command, "8"]) == 2
+    assert "pass@8 (eval.k) needs at least 8 attempts" in capsys.readouterr().err
+    assert main([*command, "4"]) == 0
+    assert (seen[0].eval.samples, seen[0].rollout.tools) == (4, False)
+    assert main([*command, "x"]) == 2
+    assert main([*command, "0"]) == 2
+
+
+def evaluation(seen: list[object]) -> dict[str, Callable[..., object]]:
+    """Stand in for what evaluates."""
+    result = SuiteResult(
+        suite="test",
+        samples=4,
+        counts={"a": (3, 3), "b": (3, 0)},
+        failures={"engine": 2},
+        temperature=1.0,
+        response_tokens=9.0,
+        pass_at={1: Estimate(0.5, 0.1, 0.9), 8: None},
+    )
+
+    def evaluate(config: object, subject: object, folder: Path, *, retry_failed: bool, say: object) -> object:
+        seen[:] = config, subject, folder
+        return SimpleNamespace(results=[result])
+
+    return {
+        "find_subject": lambda config, source, step: "model",
+        "evaluation_folder": lambda config, subject, out: Path("runs/evals/x"),
+        "evaluate": evaluate,
+    }
 
 
 def test_export_names_what_it_wrote(config: Path, app: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:

@@ -285,5 +285,7 @@ async def test_pass_at_k_counts_only_what_the_audit_leaves(tmp_path: Path) -> No
         concurrency=2,
         record=record,
     )
-    assert result.pass_at[1] == pytest.approx(1 / 6)
+    found = result.pass_at[1]
+    assert found is not None
+    assert found.value == pytest.approx(1 / 6)
     assert sorted(rollout.verdict.kind for rollout in recorded) == ["failed"] * 4 + ["proved", "revoked"]
