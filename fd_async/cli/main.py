@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import TypeGuard
 
-from fd_async.cli import check, evaluate, export, run, view
+from fd_async.cli import check, data, evaluate, export, run, view
 from fd_async.cli import report as report_figures
 from fd_async.cli.parser import Parser
 from fd_async.cli.shared import ErrorLog
@@ -29,6 +29,7 @@ COMMANDS: dict[str, ModuleType] = {
     "eval": evaluate,
     "export": export,
     "view": view,
+    "data": data,
     "report": report_figures,
 }
 """Name -> module with `HELP`, `add_arguments(parser)` and `execute(arguments, log) -> exit code`."""
@@ -150,6 +151,11 @@ def eval_main() -> int:
 def export_main() -> int:
     """Entry point of fd-export."""
     return main(["export", *sys.argv[1:]])
+
+
+def data_main() -> int:
+    """Entry point of fd-data."""
+    return leave(main(["data", *sys.argv[1:]]))
 
 
 def view_main() -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -182,6 +182,15 @@ def _evaluation(config: RunConfig) -> Found:
         yield ("eval.temperature", "eval.samples"), "at temperature 0 all eval.samples attempts are the same; take 1"
 
 
+def columns_problem(columns: Iterable[str]) -> str:
+    """Say what is wrong with `data.columns`, or nothing."""
+    for column in columns:
+        ours, _, theirs = column.partition("=")
+        if ours not in COLUMNS or not theirs:
+            return f"{column!r} is not OURS=THEIRS with OURS one of {', '.join(COLUMNS)}"
+    return ""
+
+
 def _data(config: RunConfig) -> Found:
     data = config.data
     if not data.source and not data.train:
@@ -189,10 +198,9 @@ def _data(config: RunConfig) -> Found:
             ("data.train", "data.source"),
             "name the training statements: set data.train, or data.source for one source that is split",
         )
-    for column in data.columns:
-        if column.partition("=")[0] not in COLUMNS or not column.partition("=")[2]:
-            known = ", ".join(COLUMNS)
-            yield ("data.columns",), f"{column!r} is not OURS=THEIRS with OURS one of {known}"
+    problem = columns_problem(data.columns)
+    if problem:
+        yield ("data.columns",), problem
     listed = [data.eval] if isinstance(data.eval, str) else data.eval
     for key, text in (("data.source", data.source), ("data.train", data.train), *(("data.eval", x) for x in listed)):
         if text or key == "data.eval":
