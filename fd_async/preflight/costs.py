@@ -57,7 +57,7 @@ def _feedback(config: RunConfig) -> Iterator[Finding]:
     table, usd = config.feedback, usd_per_step(config)
     if config.algorithm.type != "fd":
         return
-    if usd is None and not table.base_url:
+    if usd is None and (table.type == "anthropic" or not table.base_url):
         advice = "set feedback.usd_per_million_input_tokens and _output_tokens, and feedback.max_usd to end in time"
         yield Finding("note", "cost", describe(config), advice)
     elif usd and not table.max_usd:

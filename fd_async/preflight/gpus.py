@@ -92,18 +92,22 @@ def _runtime(answer: Driver) -> Iterator[Finding]:
 
 
 def _fit_for_use(config: RunConfig) -> Iterator[Finding]:
-    """Yield what is wrong with single GPUs; nothing where all is well."""
+    """Yield what is wrong with GPUs that are there; nothing where all is well."""
     named, there = roles(config), driver().gpus
-    for index in sorted({gpu for gpus in named.values() for gpu in gpus if gpu in there}):
-        gpu, keys = there[index], " and ".join(key for key, gpus in named.items() if index in gpus)
-        if gpu.is_split:
-            found = f"GPU {index} is split by MIG, and {keys} counts whole GPUs"
-            yield Finding("missing", "MIG", found, f"`nvidia-smi -i {index} -mig 0`, or take another GPU in {keys}")
-        if config.model.dtype == "bfloat16" and 0 < gpu.capability < _BFLOAT16:
-            found = f"GPU {index} ({gpu.name}) has compute capability {gpu.capability}, bfloat16 needs {_BFLOAT16}"
-            yield Finding("missing", "bfloat16", found, f'set model.dtype = "float32", or take another GPU in {keys}')
+    keys = {gpu: " and ".join(key for key, of in named.items() if gpu in of) for of in named.values() for gpu in of}
+    gpus = [there[index] for index in sorted(keys) if index in there]
+    if split := [gpu.index for gpu in gpus if gpu.is_split]:
+        found = f"GPU {_listed(split)} is split by MIG, and {keys[split[0]]} counts whole GPUs"
+        advice = f"`nvidia-smi -i {','.join(map(str, split))} -mig 0`, or take other GPUs"
+        yield Finding("missing", "MIG", found, advice)
+    old = [gpu for gpu in gpus if 0 < gpu.capability < _BFLOAT16]
+    if old and config.model.dtype == "bfloat16":
+        which = f"GPU {_listed(gpu.index for gpu in old)} ({old[0].name})"
+        found = f"{which} has compute capability {old[0].capability}, bfloat16 needs {_BFLOAT16}"
+        yield Finding("missing", "bfloat16", found, 'set model.dtype = "float32", or take newer GPUs')
+    for gpu in gpus:
         if gpu.used > _IDLE_BYTES:
-            yield _in_use(config, gpu, is_vllms=index in named.get("policy.gpus", []), keys=keys)
+            yield _in_use(config, gpu, is_vllms=gpu.index in named.get("policy.gpus", []), keys=keys[gpu.index])
 
 
 def _in_use(config: RunConfig, gpu: Gpu, *, is_vllms: bool, keys: str) -> Finding:
@@ -167,7 +171,7 @@ def _cache(config: RunConfig) -> Iterator[Finding]:
         yield Finding("missing", "KV cache", found, _more_cache(config))
         return
     engines, wanted = policy.data_parallel_size, config.rollout.concurrency
-    found = f"{kept}: {has.sequences} sequences of {policy.max_model_len} tokens, {engines} engine(s)"
+    found = f"{kept}: room for {has.sequences} x {policy.max_model_len} tokens, {engines} engine(s)"
     batched = min(has.sequences, policy.max_num_seqs) * engines
     if batched >= wanted:
         yield Finding("ok", "KV cache", f"{found}, rollout.concurrency = {wanted}")

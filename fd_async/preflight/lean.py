@@ -68,15 +68,25 @@ def _lake_project(project: Path, header: str) -> Iterator[Finding]:
 
 def _toolchain(project: Path) -> Finding:
     """Look for the toolchain that elan would take; a Lean that elan does not manage is only tried."""
-    file = project / "lean-toolchain"
-    if not file.is_file():
+    name, theirs = (_pinned(folder) for folder in (project, project / ".lake" / "packages" / "mathlib"))
+    if not name:
         return Finding("note", "toolchain", f"no lean-toolchain in {project}", "any Lean is taken")
-    name = file.read_text().strip()
+    if theirs and theirs != name:
+        found = f"{name} in {project}, but its Mathlib was made for {theirs}"
+        advice = "restore lean-toolchain and lake-manifest.json of verifier.project_dir, then run lean/setup"
+        return Finding("missing", "toolchain", found, advice)
     home = Path(os.environ.get("ELAN_HOME", "") or Path.home() / ".elan") / "toolchains"
     if not home.is_dir():
         return Finding("note", "toolchain", f"{name}; elan has none", "fine where lake is not elan's")
     there = (home / name.replace("/", "--").replace(":", "---")).exists()
     return needed(there, "toolchain", name if there else f"{name} is not installed", _SET_UP)
+
+
+def _pinned(folder: Path) -> str:
+    try:
+        return (folder / "lean-toolchain").read_text().strip()
+    except OSError:
+        return ""
 
 
 def _search(config: RunConfig) -> Iterator[Finding]:

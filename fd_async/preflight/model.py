@@ -87,6 +87,11 @@ def _template(config: RunConfig) -> Iterator[Finding]:
     template = _read_template(folder) if folder else None
     if folder is None or template is None:
         return
+    if not config.rollout.tools:
+        opens = "add_generation_prompt" in template and "<|im_start|>" in template
+        advice = "take a Qwen chat model: base models and other families do not take turns like this"
+        yield needed(opens, "chat template", "takes a question without tools" if opens else "knows no turns", advice)
+        return
     wanted = config.model.tool_format
     if "tools" not in template or "<tool_call>" not in template:
         advice = "take a Qwen chat model: base models and other families write no <tool_call>"
