@@ -36,6 +36,11 @@ class Curve(Struct, frozen=True, kw_only=True):
     note: str = ""
     """What of the seeds is not in the curve."""
 
+    @property
+    def is_averaged(self) -> bool:
+        """Say whether neighbouring steps may be averaged for the drawing."""
+        return not self.marks and not self.is_total
+
 
 class Missing(Struct, frozen=True):
     """A label that has nothing to draw in a panel, and why."""
@@ -86,10 +91,13 @@ def curve(group: Group, place: int, panel: Panel, key: str) -> Curve | Missing:
 
 
 def thinned(curves: Sequence[Curve]) -> list[Curve]:
-    """Return the curves of a panel as they are drawn, all averaged alike and with no more points than can be seen."""
-    longest = max((len(one.x) for one in curves if not one.marks and not one.is_total), default=0)
+    """Return the curves of a panel as they are drawn: averaged, and with no more points than can be seen.
+
+    All take the window that suits the longest, unless they are so short that nothing of them would be left.
+    """
+    longest = max((len(one.x) for one in curves if one.is_averaged), default=0)
     half = max(2, longest // 60) if longest >= SMOOTH_FROM else 0
-    return [_thinned(one, 0 if one.marks or one.is_total else half) for one in curves]
+    return [_thinned(one, min(half, len(one.x) // 10) if one.is_averaged else 0) for one in curves]
 
 
 def _thinned(one: Curve, half: int) -> Curve:

@@ -11,8 +11,6 @@ from __future__ import annotations
 import io
 import logging
 import math
-import os
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -67,7 +65,6 @@ def require_matplotlib() -> None:
     Raises:
         PreflightError: it cannot be imported.
     """
-    os.environ.setdefault("MPLCONFIGDIR", os.path.join(tempfile.gettempdir(), f"fd_async-matplotlib-{os.getuid()}"))
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:
         import matplotlib.figure  # noqa: F401
@@ -137,9 +134,10 @@ def _settings() -> Iterator[None]:
 def _panel(place: Any, axes: Axes) -> None:
     place.set_title(axes.title, loc="left", fontsize=10.5, color=_INK)
     place.set_xlabel(axes.x_name, color=_MUTED)
-    window = max((curve.window for curve in axes.curves), default=1)
-    if window > 1:
-        place.set_title(f"mean over {window} steps", loc="right", fontsize=8.5, color=_MUTED)
+    windows = sorted({curve.window for curve in axes.curves if curve.is_averaged})
+    if windows and windows[-1] > 1:
+        steps = f"{windows[0]} to {windows[-1]}" if len(windows) > 1 else f"{windows[0]}"
+        place.set_title(f"means over {steps} steps", loc="right", fontsize=8.5, color=_MUTED)
     place.set_ylabel("%" if axes.unit == "share" else axes.unit, color=_MUTED)
     for side in ("top", "right"):
         place.spines[side].set_visible(False)
@@ -207,7 +205,7 @@ def _scale(place: Any, axes: Axes) -> None:
         place.set_xlim(xs[0] / 1.15, xs[-1] * 1.15)
         return
     place.xaxis.set_major_locator(MaxNLocator(7, steps=steps, integer=True))
-    place.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    place.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value < 1e6 else short(value)))
     edge = 0.02 * (xs[-1] - xs[0]) or 1
     place.set_xlim(xs[0] - edge, xs[-1] + edge)
 

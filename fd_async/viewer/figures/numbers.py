@@ -66,6 +66,8 @@ def numbers(groups: Sequence[Group], parts: Mapping[str, str]) -> list[Number]:
 def short(value: float) -> str:
     """Write a number of an axis or a table in a few characters."""
     size = abs(value)
+    if size >= 1e10:
+        return f"{value:.3g}"
     if size >= 1e6:
         return f"{value / 1e6:.4g}M"
     if size >= 1e4:

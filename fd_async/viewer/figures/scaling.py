@@ -26,7 +26,6 @@ class Suite(Struct, frozen=True, kw_only=True):
     samples: int = 0
     temperature: float | None = None
     tools: Any = None
-    response_tokens: float | None = None
 
 
 class Result(Struct, frozen=True, kw_only=True):
@@ -111,7 +110,7 @@ def match(evaluations: Sequence[Evaluated]) -> Match | str:
         return "needs evaluations with k above 1 of trained checkpoints of two labels: fd-eval RUN --k 1,2,4,8"
     pairs = [pair for pair in itertools.combinations(usable, 2) if pair[0].label != pair[1].label and _same_task(*pair)]
     if not pairs:
-        return "no two labels were evaluated on the same suite with the same temperature, tools and response length"
+        return "no two labels were evaluated on the same suite with the same temperature and tools"
     pairs = [pair for pair in pairs if pair[0].algorithm != pair[1].algorithm] or pairs
     overlapping = [pair for pair in pairs if _overlap(pair[0].at_1, pair[1].at_1)]
     if not overlapping:
@@ -130,7 +129,7 @@ def _distance(pair: tuple[Evaluated, Evaluated]) -> float:
 
 
 def _same_task(first: Evaluated, second: Evaluated) -> bool:
-    task = [(s.hash or s.suite, s.temperature, s.tools, s.response_tokens) for s in (first.suite, second.suite)]
+    task = [(s.hash or s.suite, s.temperature, s.tools) for s in (first.suite, second.suite)]
     return task[0] == task[1]
 
 

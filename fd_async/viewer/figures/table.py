@@ -12,9 +12,6 @@ from msgspec import Struct
 Transform = Literal["as it is", "per step"]
 """`per step`: divided by the run's own step, which makes a rate of a total."""
 
-WORDS = ("wait", "hmm", "perhaps", "maybe", "actually", "alternatively", "seems", "might", "likely", "check")
-"""What `words/total` sums over (caption of figure 13)."""
-
 
 class Panel(Struct, frozen=True):
     """One pair of axes: a curve over steps for each label."""
