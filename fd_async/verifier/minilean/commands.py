@@ -12,7 +12,7 @@ from fd_async.verifier.minilean import known, prelude
 from fd_async.verifier.minilean import syntax as s
 from fd_async.verifier.minilean.elaborator import Elaborator
 from fd_async.verifier.minilean.errors import RECURSION, Budget, LeanError, OutOfSteps, Unsupported
-from fd_async.verifier.minilean.expr import Expr, Lam
+from fd_async.verifier.minilean.expr import Expr, Lam, forget_shown
 from fd_async.verifier.minilean.goals import Message
 from fd_async.verifier.minilean.kernel import STANDARD_AXIOMS, Kernel, KernelError
 from fd_async.verifier.minilean.lexer import blank_comments, refuse_token, span_of, split_commands, tokenize
@@ -85,6 +85,7 @@ class Runner:
 
     def run(self) -> Result:
         """Run every command; errors become messages."""
+        forget_shown()
         try:
             if len(self.text) > MAX_CHARS:
                 raise Unsupported(f"text of more than {MAX_CHARS} characters", (0, 0))

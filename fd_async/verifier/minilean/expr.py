@@ -93,11 +93,22 @@ NAT, INT = Const("Nat"), Const("Int")
 TRUE, FALSE = Const("True"), Const("False")
 
 _counter = itertools.count(1)
+_shown: dict[int, int] = {}
 
 
 def fresh_uid() -> int:
     """Return an integer that no variable has."""
     return next(_counter)
+
+
+def forget_shown() -> None:
+    """Have `shown_uid` begin at 1, so that a text is answered alike whatever was answered before it."""
+    _shown.clear()
+
+
+def shown_uid(uid: int) -> int:
+    """Return the number by which messages call a variable: its place among those that they call."""
+    return _shown.setdefault(uid, len(_shown) + 1)
 
 
 def app(fn: Expr | str, *args: Expr) -> Expr:

@@ -15,6 +15,7 @@ from fd_async.verifier.minilean.expr import (
     SorryProof,
     Sort,
     occurs,
+    shown_uid,
     spine,
 )
 from fd_async.verifier.minilean.meta import Context, Local, Meta
@@ -54,7 +55,7 @@ class Printer:
             case FVar(uid):
                 return self.names.get(uid) or self.meta.locals[uid].name, 1024
             case MVar(uid):
-                return f"?m.{uid}", 1024
+                return f"?m.{shown_uid(uid)}", 1024
             case Num(value, _):
                 return str(value), 1024
             case Decided() | SorryProof():

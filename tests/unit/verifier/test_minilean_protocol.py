@@ -196,3 +196,13 @@ def test_recorded_transcripts_are_answered_alike_or_refused() -> None:
             assert refused or answer.get("sorries"), (path.stem, index)
     for name, indices in SAME_AS_RECORDED.items():
         assert set(indices) <= set(same.get(name, [])), name
+
+
+def test_a_text_is_answered_alike_whatever_was_answered_before() -> None:
+    """Also the numbers of its metavariables: a resumed evaluation must show the model the same messages."""
+    texts = [f"theorem t{i} (P D : Prop) : (P ↔ D) := by exact Nat.mul_add _ _ _" for i in range(3)]
+    repl = Repl()
+    before = [repl.answer(json.dumps({"cmd": text}))["messages"] for text in texts]
+    after = [repl.answer(json.dumps({"cmd": text}))["messages"] for text in reversed(texts)]
+    assert "?m.1 " in before[0][0]["data"]
+    assert before == after[::-1]
