@@ -5,6 +5,8 @@
                      │             ▼
               append tool ids ◀─ tools ─▶ proved? ─▶ solved
 
+Without tools (`rollout.tools = false`) the first turn is the whole attempt, and the last Lean file in it is judged.
+
 Invariants: ids go in and ids come out (nothing is decoded and encoded again); tool output counts against the response
 budget and is never a training target; an infrastructure failure ends the attempt as `failed`, not as a reward of 0; an
 attempt that is cut goes on elsewhere from its tokens and its files, and its deadline counts the seconds of all lives.
@@ -272,7 +274,7 @@ class RolloutRunner:
             end.reason, verdict = await self._converse(attempt, toolbox, temperature, on_stage, keep)
             if verdict is None:
                 on_stage("tools")
-                verdict = await toolbox.final_verdict()
+                verdict = await self._final_verdict(attempt.transcript, toolbox)
         end.verdict, end.file = verdict, toolbox.last_judged
         if verdict.is_proved:
             end.reason = "solved"
@@ -280,6 +282,15 @@ class RolloutRunner:
             end.fail("infrastructure", verdict.reason)
         else:
             await self._blame_the_statement(attempt, end)
+
+    async def _final_verdict(self, transcript: Transcript, toolbox: Toolbox) -> Verdict:
+        """Judge the last file written; without tools, the one that the answer holds."""
+        if self._config.tools:
+            return await toolbox.final_verdict()
+        text = transcript.turns[-1].text if transcript.turns else ""
+        is_short = len(text) <= _SHORT_CHARS
+        parse = self._renderer.parse_answer
+        return await toolbox.judge_answer(parse(text) if is_short else await anyio.to_thread.run_sync(parse, text))
 
     async def _blame_the_statement(self, attempt: UnderWay, end: _End) -> None:
         """End as `bad_statement` what no proof could have solved: the statement does not compile by itself."""
@@ -304,7 +315,7 @@ class RolloutRunner:
                 keep(attempt.snapshot())
             if transcript.finish == "length":
                 return "token_budget", None
-            calls = self._renderer.parse_tool_calls(transcript.turns[-1].text)
+            calls = self._renderer.parse_tool_calls(transcript.turns[-1].text) if config.tools else []
             if not calls:
                 return "stopped", None
             on_stage("tools")

@@ -208,7 +208,7 @@ def load_renderer(config: RunConfig) -> Renderer:
     """Load tokenizer and chat template of the run's model."""
     return Renderer.load(
         config.model.path,
-        tools=TOOL_SCHEMAS,
+        tools=TOOL_SCHEMAS if config.rollout.tools else [],
         tool_format=config.model.tool_format,
         thinking=config.model.thinking,
     )

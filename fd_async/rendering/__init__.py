@@ -6,6 +6,7 @@ else; sampled ids are never encoded again; untrusted text never becomes a contro
 
 from __future__ import annotations
 
-from fd_async.rendering.renderer import FEEDBACK_INTRO, INSTRUCTION, Renderer, ToolFormat
+from fd_async.rendering.lean_blocks import lean_blocks
+from fd_async.rendering.renderer import FEEDBACK_INTRO, INSTRUCTION, INSTRUCTION_WITHOUT_TOOLS, Renderer, ToolFormat
 
-__all__ = ["FEEDBACK_INTRO", "INSTRUCTION", "Renderer", "ToolFormat"]
+__all__ = ["FEEDBACK_INTRO", "INSTRUCTION", "INSTRUCTION_WITHOUT_TOOLS", "Renderer", "ToolFormat", "lean_blocks"]

@@ -104,6 +104,12 @@ class Toolbox:
             return Verdict(kind="missing", reason="no file was written")
         return await self._judge(self._files[self._last_written])
 
+    async def judge_answer(self, code: str | None) -> Verdict:
+        """Return the verdict of an attempt that had no tools, from the file that its answer holds."""
+        if code is None:
+            return Verdict(kind="missing", reason="the answer holds no complete Lean file: no closed ```lean block")
+        return await self._judge(code)
+
     def _write(self, name: str, code: str) -> ToolResult:
         if not _NAME.fullmatch(name) or name.lower() in _RESERVED:
             text = f"Invalid file name {name[:80]!r}: use letters, digits and underscores, ending in .lean."
