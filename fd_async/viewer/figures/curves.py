@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, field
 
 from fd_async.viewer.figures.runs import Group, Run, points
-from fd_async.viewer.figures.table import Panel
+from fd_async.viewer.figures.table import Figure, Panel
 
 SMOOTH_FROM = 60
 """A panel with a curve of at least so many steps shows running means."""
@@ -47,6 +47,21 @@ class Missing(Struct, frozen=True):
 
     label: str
     why: str
+
+
+class Drawn(Struct, kw_only=True):
+    """One figure with what is in it and what is not."""
+
+    figure: Figure
+    panels: list[tuple[Panel, str, list[Curve]]] = field(default_factory=list)
+    """With the column's name; curves in full, as the CSV has them."""
+    missing: list[tuple[str, Missing]] = field(default_factory=list)
+    """Title of the panel, and who has nothing to draw in it."""
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def has_data(self) -> bool:
+        return any(curves for _, _, curves in self.panels)
 
 
 def resolve_key(panel: Panel, parts: Mapping[str, str]) -> str:

@@ -75,7 +75,9 @@ def require_matplotlib() -> None:
         ) from error
 
 
-def draw(title: str, axes: Sequence[Axes], labels: Sequence[tuple[str, int]], form: str) -> bytes:
+def draw(
+    title: str, axes: Sequence[Axes], labels: Sequence[tuple[str, int]], form: str, *, shares_y: bool = False
+) -> bytes:
     """Return a figure as the bytes of a file.
 
     Args:
@@ -83,6 +85,7 @@ def draw(title: str, axes: Sequence[Axes], labels: Sequence[tuple[str, int]], fo
         axes: one to four of them.
         labels: of the legend, with their place among all labels.
         form: `svg` or `png`.
+        shares_y: give all axes the same y limits.
 
     Raises:
         PreflightError: matplotlib is missing.
@@ -108,6 +111,10 @@ def draw(title: str, axes: Sequence[Axes], labels: Sequence[tuple[str, int]], fo
         places = figure.subplots(num_rows, num_columns, squeeze=False)
         for place, one in zip(places.flat, axes, strict=True):
             _panel(place, one)
+        if shares_y:
+            limits = [place.get_ylim() for place, one in zip(places.flat, axes, strict=True) if one.curves]
+            for place in places.flat:
+                place.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
         _legend(figure, labels, entries)
         figure.subplots_adjust(
             left=_LEFT / width, right=1 - _RIGHT / width, top=1 - _TOP / height, bottom=bottom / height,

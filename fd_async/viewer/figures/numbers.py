@@ -72,7 +72,7 @@ def short(value: float) -> str:
         return f"{value / 1e6:.4g}M"
     if size >= 1e4:
         return f"{value / 1e3:.4g}k"
-    if 0 < size < 1e-3:
+    if 0 < size < 1e-4:
         return f"{value:.1e}"
     return f"{value:.4g}" if size >= 100 else f"{value:.3g}"
 

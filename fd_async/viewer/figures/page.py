@@ -12,19 +12,16 @@ import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from fd_async.viewer.figures.curves import Curve
+from fd_async.viewer.figures.curves import Curve, Drawn
 from fd_async.viewer.figures.leaks import LeakTable
 from fd_async.viewer.figures.numbers import Number
 from fd_async.viewer.figures.runs import Group
 from fd_async.viewer.figures.table import Figure, Panel
-
-if TYPE_CHECKING:
-    from fd_async.viewer.figures.report import Drawn
 
 _TEMPLATE = Path(__file__).parent / "template"
 _TYPES = {"svg": "image/svg+xml", "png": "image/png"}

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from msgspec import Struct, field
+from msgspec import Struct
 
 from fd_async.errors import PreflightError
 from fd_async.telemetry.sinks import replace_file
 from fd_async.viewer.figures import page
-from fd_async.viewer.figures.curves import Curve, Missing, curve, resolve_key, thinned
+from fd_async.viewer.figures.curves import Curve, Drawn, Missing, curve, resolve_key, thinned
 from fd_async.viewer.figures.drawing import Axes, draw, require_matplotlib
 from fd_async.viewer.figures.leaks import read_leaks
 from fd_async.viewer.figures.numbers import numbers
@@ -22,21 +22,6 @@ from fd_async.viewer.figures.table import FIGURES, Figure, Panel
 
 Form = Literal["svg", "png"]
 SCALING = Panel("pass@k from the same pass@1", "eval/SUITE/pass@K", "share")
-
-
-class Drawn(Struct, kw_only=True):
-    """One figure with what is in it and what is not."""
-
-    figure: Figure
-    panels: list[tuple[Panel, str, list[Curve]]] = field(default_factory=list)
-    """With the column's name; curves in full, as the CSV has them."""
-    missing: list[tuple[str, Missing]] = field(default_factory=list)
-    """Title of the panel, and who has nothing to draw in it."""
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def has_data(self) -> bool:
-        return any(curves for _, _, curves in self.panels)
 
 
 class Written(Struct, frozen=True, kw_only=True):
@@ -61,7 +46,6 @@ def write_figures(named: Sequence[tuple[str, Sequence[Path]]], out: Path, form: 
     Raises:
         ConfigError: labels or folders repeat.
         PreflightError: a folder is no run, no run has anything to draw, matplotlib is missing, or `out` refuses files.
-        LedgerError: never; a ledger that cannot be read is named in the page.
     """
     clock = _Clock()
     groups = [read_group(label, folders) for label, folders in name_groups(named)]
@@ -85,7 +69,8 @@ def write_figures(named: Sequence[tuple[str, Sequence[Path]]], out: Path, form: 
     for one in made:
         name = one.figure.name
         if one.has_data:
-            images[name] = files[f"{name}.{form}"] = draw(_title(one.figure), _axes(one), _labels(one, groups), form)
+            picture = draw(_title(one.figure), _axes(one), _labels(one, groups), form, shares_y=one.figure.shares_y)
+            images[name] = files[f"{name}.{form}"] = picture
             files[f"{name}.csv"] = page.figure_csv(one.figure, one.panels)
     clock.lap("draw")
     files["index.html"] = page.index_html(groups, made, images, form, table, leaks, parts)

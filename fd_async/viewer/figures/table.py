@@ -39,6 +39,8 @@ class Figure(Struct, frozen=True, kw_only=True):
     """What the paper reports."""
     has_scaling: bool = False
     """Ends with pass@k of two checkpoints."""
+    shares_y: bool = False
+    """The panels are to be compared with each other."""
 
     @property
     def name(self) -> str:
@@ -169,7 +171,8 @@ FIGURES: tuple[Figure, ...] = (
             Panel("Empty feedback", "causality/kl_empty", "nats per token"),
         ),
         compares=("feedback.type",),
-        paper="Nothing. If feedback causes what is learned, its own moves the teacher more than another's, and an "
-        "empty one hardly at all.",
+        shares_y=True,
+        paper="Nothing. The more an attempt's own feedback differs here from another attempt's and from none, the more "
+        "of what is learned is the feedback's doing.",
     ),
 )
