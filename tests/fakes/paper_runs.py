@@ -92,7 +92,8 @@ def write_result(
     values = {str(2**i): [at_1 + gain * i, at_1 + gain * i - half, at_1 + gain * i + half] for i in range(5)}
     one = {
         "suite": suite, "hash": f"hash-of-{suite}", "statements": 244, "samples": 16, "failed": 0,
-        "temperature": temperature, "tools": True, "response_tokens": 3000.0 + step, "pass_at": values, "counts": {"a": [16, 3]},
+        "temperature": temperature, "tools": True, "response_tokens": 3000.0 + step, "pass_at": values,
+        "counts": {"a": [16, 3]},
     }  # fmt: skip
     path = run / "evals" / name / "result.json"
     path.parent.mkdir(parents=True, exist_ok=True)
