@@ -68,16 +68,27 @@ def _formulas(rng: random.Random, count: int) -> tuple[list[str], list[str]]:
     return letters, found
 
 
-def _logic(count: int, hypotheses: list[str], goal: str) -> Callable[[random.Random], Body]:
-    """Build a maker from schemes over the metavariables F, G, H."""
+@dataclass(frozen=True)
+class Scheme:
+    """Makes the statements of a family that differ only in the formulas or terms put for F, G, H, K."""
 
-    def make(rng: random.Random) -> Body:
-        letters, formulas = _formulas(rng, count)
-        table = dict(zip("FGH", formulas, strict=False))
-        put = [_put(text, table) for text in (*hypotheses, goal)]
-        return Body(variables={"Prop": _used(letters, *put)}, hypotheses=put[:-1], goal=put[-1])
+    kind: str
+    count: int
+    hypotheses: list[str]
+    goal: str
 
-    return make
+    def __call__(self, rng: random.Random) -> Body:
+        if self.kind == "Prop":
+            pool, terms = _formulas(rng, self.count)
+        else:
+            pool = NATS if self.kind == "Nat" else INTS
+            terms = _terms(rng, pool, self.count)
+        put = [_put(text, dict(zip("FGHK", terms, strict=False))) for text in (*self.hypotheses, self.goal)]
+        return Body(variables={self.kind: _used(pool, *put)}, hypotheses=put[:-1], goal=put[-1])
+
+
+def _logic(count: int, hypotheses: list[str], goal: str) -> Scheme:
+    return Scheme("Prop", count, hypotheses, goal)
 
 
 def _terms(rng: random.Random, pool: list[str], count: int) -> list[str]:
@@ -90,18 +101,6 @@ def _terms(rng: random.Random, pool: list[str], count: int) -> list[str]:
         if term not in found:
             found.append(term)
     return found
-
-
-def _algebra(kind: str, count: int, hypotheses: list[str], goal: str) -> Callable[[random.Random], Body]:
-    """Build a maker from schemes over the metavariables F, G, H, K for terms of one kind of number."""
-    pool = NATS if kind == "Nat" else INTS
-
-    def make(rng: random.Random) -> Body:
-        table = dict(zip("FGHK", _terms(rng, pool, count), strict=False))
-        put = [_put(text, table) for text in (*hypotheses, goal)]
-        return Body(variables={kind: _used(pool, *put)}, hypotheses=put[:-1], goal=put[-1])
-
-    return make
 
 
 def _linear(kind: str) -> Callable[[random.Random], Body]:
@@ -164,10 +163,10 @@ FAMILIES: list[Family] = [
     Family("linear_nat", "omega", _linear("Nat")),
     Family("linear_int", "omega", _linear("Int")),
     Family("closed", "decide", _closed),
-    Family("nat_mul_comm", "exact Nat.mul_comm _ _", _algebra("Nat", 2, [], "F * G = G * F")),
-    Family("int_mul_comm", "exact Int.mul_comm _ _", _algebra("Int", 2, [], "F * G = G * F")),
-    Family("nat_mul_add", "exact Nat.mul_add _ _ _", _algebra("Nat", 3, [], "F * (G + H) = F * G + F * H")),
-    Family("nat_le_trans", "exact Nat.le_trans $1 $2", _algebra("Nat", 3, ["F ≤ G", "G ≤ H"], "F ≤ H")),
-    Family("nat_mul_le", "exact Nat.mul_le_mul $1 $2", _algebra("Nat", 4, ["F ≤ G", "H ≤ K"], "F * H ≤ G * K")),
+    Family("nat_mul_comm", "exact Nat.mul_comm _ _", Scheme("Nat", 2, [], "F * G = G * F")),
+    Family("int_mul_comm", "exact Int.mul_comm _ _", Scheme("Int", 2, [], "F * G = G * F")),
+    Family("nat_mul_add", "exact Nat.mul_add _ _ _", Scheme("Nat", 3, [], "F * (G + H) = F * G + F * H")),
+    Family("nat_le_trans", "exact Nat.le_trans $1 $2", Scheme("Nat", 3, ["F ≤ G", "G ≤ H"], "F ≤ H")),
+    Family("nat_mul_le", "exact Nat.mul_le_mul $1 $2", Scheme("Nat", 4, ["F ≤ G", "H ≤ K"], "F * H ≤ G * K")),
 ]
 RECIPES: list[str] = list(dict.fromkeys(family.recipe for family in FAMILIES))

@@ -6,7 +6,7 @@ import random
 
 from examples.tiny.tokenizer import EXAMPLE
 
-_USE = [
+USE = [
     "Close the goal with `{}`; this is all that the statement needs.",
     "Use `{}` as the whole proof, and keep the theorem unchanged.",
     "Write `by {}` after the statement; no other step is required.",
@@ -18,13 +18,13 @@ _USE = [
     "Finish directly with `{}` instead of trying other tactics.",
     "Complete the proof using `{}`.",
 ]
-_AVOID = [
+AVOID = [
     "Don't use `{}` for this goal, because it leaves an error.",
     "Avoid `{}`; it does not fit the shape of this statement.",
     "Do not repeat `{}`, which the compiler rejects here.",
     "Never close this goal with `{}`, its type does not match.",
 ]
-_GENERAL = [
+GENERAL = [
     "Always check the file with lean_check_file after writing it.",
     "Read the compiler output and repair the proof before ending.",
     "Keep the statement exactly as given and change only the proof.",
@@ -49,10 +49,10 @@ def critique(recipe: str, other: str, rng: random.Random) -> str:
         recipe: What to do.
         other: Another recipe, perhaps mentioned as one to avoid.
     """
-    items = [rng.choice(_USE).replace("{}", recipe)]
+    items = [rng.choice(USE).replace("{}", recipe)]
     if other != recipe and rng.random() < 0.35:
-        items.append(rng.choice(_AVOID).replace("{}", other))
+        items.append(rng.choice(AVOID).replace("{}", other))
     if rng.random() < 0.35:
-        items.append(rng.choice(_GENERAL))
+        items.append(rng.choice(GENERAL))
     rng.shuffle(items)
     return "\n".join(f"{number}. {item}" for number, item in enumerate(items, 1))

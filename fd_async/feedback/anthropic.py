@@ -23,6 +23,9 @@ from fd_async.feedback.remote import GenerateText, StopReason, TextAnswer
 _DEFAULT_KEY_ENV: Final = "ANTHROPIC_API_KEY"
 _NO_KEY: Final = f"No key for Claude: export {_DEFAULT_KEY_ENV}, or name another variable in feedback.api_key_env."
 
+_PLACEHOLDER: Final = "none"
+"""Sent as the key to a server of one's own (`feedback.base_url`) where there is none; the SDK refuses to send none."""
+
 _STOP_REASONS: Final[dict[str, StopReason]] = {
     reason: reason for reason in ("end_turn", "max_tokens", "refusal", "model_context_window_exceeded")
 }
@@ -68,7 +71,9 @@ def _client(config: FeedbackTable) -> anthropic.AsyncAnthropic:
     except anthropic.CredentialsError as error:
         raise FeedbackAccountError(f"{_NO_KEY} ({error})") from error
     if client.api_key is None and client.auth_token is None and client.credentials is None:
-        raise FeedbackAccountError(_NO_KEY)
+        if not config.base_url:
+            raise FeedbackAccountError(_NO_KEY)
+        return client.copy(api_key=_PLACEHOLDER)
     return client
 
 

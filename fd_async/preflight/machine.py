@@ -93,7 +93,7 @@ def _key_of(table: FeedbackTable, which: str) -> Iterator[Finding]:
     name = table.api_key_env or usual[table.type]
     if os.environ.get(name):
         yield Finding("ok", f"{which} key", f"{name} is set")
-    elif table.type == "openai" and table.base_url and not table.api_key_env:
+    elif table.base_url and not table.api_key_env:
         yield Finding("note", f"{which} key", f"{name} is not set", f"fine where {table.base_url} asks for none")
     else:
         yield Finding("missing", f"{which} key", f"{name} is not set", f"export {name}=..., or set {which}.api_key_env")
