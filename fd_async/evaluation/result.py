@@ -12,6 +12,11 @@ from fd_async.analysis.passk import Estimate, estimate_pass_at_k
 from fd_async.data.ledger.evaluated import EvaluatedAttempt
 from fd_async.types import Rollout, Statement
 
+_NO_VERDICT = ("infrastructure", "bad_statement")
+"""Kinds of verdict that say nothing about a proof."""
+_OF_THE_STATEMENT = ("prompt_too_long", "bad_statement")
+"""Failures that come again however often one tries."""
+
 
 class Outcome(Struct, frozen=True):
     """What counts of one attempt."""
@@ -23,8 +28,8 @@ class Outcome(Struct, frozen=True):
 
     @property
     def is_worth_another_try(self) -> bool:
-        """Whether the infrastructure failed it; a prompt that is too long stays so."""
-        return self.failure not in ("", "prompt_too_long")
+        """Whether the infrastructure failed it; what is wrong with the statement stays so."""
+        return self.failure not in ("", *_OF_THE_STATEMENT)
 
     @classmethod
     def of(cls, rollout: Rollout) -> Outcome:
@@ -35,7 +40,7 @@ class Outcome(Struct, frozen=True):
     @classmethod
     def recorded(cls, attempt: EvaluatedAttempt) -> Outcome:
         """Read it off a row of the ledger."""
-        failure = attempt.ended if attempt.verdict == "infrastructure" else ""
+        failure = attempt.ended if attempt.verdict in _NO_VERDICT else ""
         return cls(attempt.verdict == "proved", attempt.response_tokens, failure)
 
 
