@@ -146,7 +146,7 @@ function showCounts(counts) {
 
 // ---- the list ----
 function lineNode(line) {
-  const node = el("div", { class: "line", role: "option", "data-id": line.id, "aria-selected": "false" });
+  const node = el("div", { class: "entry", role: "option", "data-id": line.id, "aria-selected": "false" });
   node.addEventListener("click", () => select(line.id));
   fillLine(node, line);
   return node;
@@ -172,6 +172,7 @@ function problem(error) {
 async function load() {
   const mine = listed = JSON.stringify(wanted);
   list.setAttribute("aria-busy", "true");
+  seen.mark = seen.now?.mark ?? null;
   try {
     const counting = ask("counts", wanted).then(showCounts).catch((error) => { if (!isGivenUp(error)) byId("matching").textContent = error.message; });
     const page = await ask("attempts", { ...wanted, limit: AT_ONCE });
@@ -211,14 +212,13 @@ async function loadMore() {
 async function refresh() {
   const now = seen.now.mark;
   if (now === null || now === seen.mark || list.getAttribute("aria-busy") === "true") return;
-  if (seen.mark === null && lines.length) { seen.mark = now; return; }
   const of = listed;
-  if (of === "") { seen.mark = now; await load(); return; }
+  if (of === "") { await load(); return; }
   const page = await ask("attempts", { ...wanted, limit: Math.min(Math.max(AT_ONCE, lines.length), MOST_REFRESHED) });
   ask("counts", wanted).then(showCounts).catch(() => null);
   if (of !== listed) return;
   seen.mark = now;
-  const known = new Map([...list.querySelectorAll(".line")].map((node) => [node.dataset.id, node]));
+  const known = new Map([...list.querySelectorAll(".entry")].map((node) => [node.dataset.id, node]));
   for (const line of page.lines) if (known.has(line.id) && fillLine(known.get(line.id), line) && line.id === selected) open(selected, true);
   const fresh = page.lines.filter((line) => !known.has(line.id) && (!lines.length || line.seq > lines[0].seq));
   if (!fresh.length) return;
@@ -233,7 +233,7 @@ async function refresh() {
   }
 }
 function mark() {
-  for (const node of list.querySelectorAll(".line")) node.setAttribute("aria-selected", String(node.dataset.id === selected));
+  for (const node of list.querySelectorAll(".entry")) node.setAttribute("aria-selected", String(node.dataset.id === selected));
 }
 function select(id) {
   selected = id;
