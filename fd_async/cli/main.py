@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import TypeGuard
 
-from fd_async.cli import check, data, evaluate, export, run, view
+from fd_async.cli import check, data, evaluate, export, run, sweep, view
 from fd_async.cli import report as report_figures
 from fd_async.cli.parser import Parser
 from fd_async.cli.shared import ErrorLog
@@ -31,6 +31,7 @@ COMMANDS: dict[str, ModuleType] = {
     "view": view,
     "data": data,
     "report": report_figures,
+    "sweep": sweep,
 }
 """Name -> module with `HELP`, `add_arguments(parser)` and `execute(arguments, log) -> exit code`."""
 
@@ -166,3 +167,8 @@ def view_main() -> int:
 def report_main() -> int:
     """Entry point of fd-report."""
     return main(["report", *sys.argv[1:]])
+
+
+def sweep_main() -> int:
+    """Entry point of fd-sweep."""
+    return main(["sweep", *sys.argv[1:]])
