@@ -119,7 +119,9 @@ def _lines(cause: BaseException) -> list[str]:
         return str(cause).splitlines() or [type(cause).__name__]
     if _is_full_disk(cause):
         where = f"{cause.filename}: " if cause.filename else ""
-        return [f"{where}the disk is full ({cause.strerror}); free space, then continue with --resume"]
+        return [
+            f"{where}the disk is full ({cause.strerror}); free space, then continue with --resume (fd-eval: the same command)"
+        ]
     frames = traceback.extract_tb(cause.__traceback__)
     where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
     text = str(cause).strip().splitlines()
