@@ -119,9 +119,8 @@ def _lines(cause: BaseException) -> list[str]:
         return str(cause).splitlines() or [type(cause).__name__]
     if _is_full_disk(cause):
         where = f"{cause.filename}: " if cause.filename else ""
-        return [
-            f"{where}the disk is full ({cause.strerror}); free space, then continue with --resume (fd-eval: the same command)"
-        ]
+        advice = "free space, then continue with --resume (fd-eval: the same command)"
+        return [f"{where}the disk is full ({cause.strerror}); {advice}"]
     frames = traceback.extract_tb(cause.__traceback__)
     where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
     text = str(cause).strip().splitlines()
