@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
@@ -23,7 +23,7 @@ _Value = TypeVar("_Value")
 
 
 def fetch(place: Place, *, offline: bool, timeout_s: float) -> Path:
-    """Return the local copy of the file that a `hub:` place names.
+    """Return the local copy of the file that a `hub:` place names; one that is in the cache is not asked for again.
 
     Raises:
         PreflightError: it cannot be had within `data.hub_timeout_s`, is not in the cache (offline), or is another file.
@@ -31,70 +31,70 @@ def fetch(place: Place, *, offline: bool, timeout_s: float) -> Path:
     from huggingface_hub import constants
 
     offline = offline or bool(constants.HF_HUB_OFFLINE)
-    path = _within(timeout_s, place, lambda: _locate(place, offline))
+    snapshot = Path(constants.HF_HUB_CACHE, f"datasets--{place.repository.replace('/', '--')}", "snapshots")
+    snapshot /= place.revision
+    names = [place.file] if place.file else _data_files(str(p.relative_to(snapshot)) for p in snapshot.rglob("*"))
+    if (place.file or offline) and len(names) == 1 and (snapshot / names[0]).is_file():
+        path = snapshot / names[0]
+    elif offline:
+        raise PreflightError(
+            f"{place.base}: is not in the cache {constants.HF_HUB_CACHE}, and data.offline or HF_HUB_OFFLINE forbids to"
+            f" ask: run bin/fd-data '{place.base}' once with a connection, or copy that cache"
+        )
+    else:
+        path = _within(timeout_s, place, lambda: _download(place))
     _check(place, path)
     return path
 
 
-def _locate(place: Place, offline: bool) -> Path:
+def _download(place: Place) -> Path:
     from huggingface_hub import errors, hf_hub_download
 
     where = f"{place.base}: "
     try:
-        file = place.file or _only_file(place, offline)
+        file = place.file or _only_file(place)
         found = hf_hub_download(
             place.repository,
             file,
             repo_type="dataset",
             revision=place.revision,
-            local_files_only=offline,
             etag_timeout=_REQUEST_TIMEOUT_S,
         )
         return Path(found)
     except FdError:
         raise
     except errors.GatedRepoError as error:
-        raise PreflightError(
-            f"{where}the data set asks for consent: accept its terms on the hub and set HF_TOKEN"
-        ) from error
+        raise PreflightError(f"{where}asks for consent: accept its terms on the hub and set HF_TOKEN") from error
     except errors.RepositoryNotFoundError as error:
         raise PreflightError(f"{where}the hub has no such data set, or HF_TOKEN may not see it") from error
     except (errors.RevisionNotFoundError, errors.RemoteEntryNotFoundError) as error:
         what = "commit" if isinstance(error, errors.RevisionNotFoundError) else "file"
         raise PreflightError(f"{where}the data set has no such {what}") from error
-    except (errors.LocalEntryNotFoundError, errors.CacheNotFound, errors.OfflineModeIsEnabled) as error:
-        if offline:
-            raise PreflightError(
-                f"{where}is not in the cache {constants_cache()}, and data.offline or HF_HUB_OFFLINE forbids to ask: "
-                f"run bin/fd-data '{place.base}' once with a connection, or copy that cache"
-            ) from error
-        raise PreflightError(f"{where}the hub cannot be reached and the cache has no copy: {_why(error)}") from error
     except Exception as error:  # whatever httpx and the download backends raise
-        raise PreflightError(f"{where}cannot be read from the hub: {_why(error)}") from error
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        why = f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}"
+        raise PreflightError(f"{where}cannot be had from the hub, and the cache has no copy: {why}") from error
 
 
-def _only_file(place: Place, offline: bool) -> str:
+def _only_file(place: Place) -> str:
     """Find the data file of a place that names none."""
-    if offline:
-        from huggingface_hub import snapshot_download
+    from huggingface_hub import HfApi
 
-        folder = Path(
-            snapshot_download(place.repository, repo_type="dataset", revision=place.revision, local_files_only=True)
-        )
-        names = [str(path.relative_to(folder)) for path in folder.rglob("*")]
-    else:
-        from huggingface_hub import HfApi
-
-        names = HfApi().list_repo_files(place.repository, repo_type="dataset", revision=place.revision)
-    found = sorted(name for name in names if name.endswith(_SUFFIXES))
+    found = _data_files(HfApi().list_repo_files(place.repository, repo_type="dataset", revision=place.revision))
     if len(found) == 1:
         return found[0]
+    if not found:
+        raise PreflightError(f"{place.base}: has no {' or '.join(_SUFFIXES)} file")
     listed = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
     raise PreflightError(
         f"{place.base}: has {len(found)} data files ({listed}): name one behind the commit, /PATH/FILE"
-        if found
-        else f"{place.base}: has no {' or '.join(_SUFFIXES)} file{' in the cache' if offline else ''}"
     )
+
+
+def _data_files(names: Iterable[str]) -> list[str]:
+    return sorted(name for name in names if name.endswith(_SUFFIXES))
 
 
 def _check(place: Place, path: Path) -> None:
@@ -147,14 +147,3 @@ def _within(timeout_s: float, place: Place, work: Callable[[], _Value]) -> _Valu
             f"what came is kept, so another try goes on from there"
         )
     return values[0]
-
-
-def constants_cache() -> str:
-    """Name the folder of the cache."""
-    from huggingface_hub import constants
-
-    return str(constants.HF_HUB_CACHE)
-
-
-def _why(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

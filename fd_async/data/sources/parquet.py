@@ -24,7 +24,7 @@ def parquet_rows(path: Path) -> Iterator[Row]:
         raise PreflightError(f"{path}: Parquet files need pyarrow: pip install pyarrow") from error
     number = 0
     try:
-        with pq.ParquetFile(path, memory_map=False) as file:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
             # One column after the other: a column of no interest, however large or strange, is never read.
             for batch in file.iter_batches(batch_size=_BATCH_ROWS, use_threads=False):
                 for row in batch.to_pylist():

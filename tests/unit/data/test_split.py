@@ -1,0 +1,125 @@
+"""The published split: a rule that anyone can recompute."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fd_async.data.sources.canonical import canonical, shared, split, statements_hash
+from fd_async.data.sources.headers import normalise
+from fd_async.errors import PreflightError
+from fd_async.types import Statement
+
+
+def make(ids: list[int], suffix: str = "") -> list[Statement]:
+    return [
+        Statement(name=f"n{i}{suffix}", formal_statement=f"theorem n{i}{suffix} : {i} = {i} := by sorry") for i in ids
+    ]
+
+
+def place_in_five_lines(text: str) -> str:
+    """As docs/data.md prints it."""
+    named = re.search(r"\b(?:theorem|lemma)\s+\S+", text)
+    rest = "".join(text[named.end() if named else 0 :].split())
+    rest = re.sub(r":=(by)?(sorry)?$", "", rest)
+    return hashlib.sha256(("fd_async/split/1\n" + rest).encode()).hexdigest()
+
+
+ids = st.lists(st.integers(0, 10_000), min_size=12, max_size=80, unique=True)
+
+
+@settings(deadline=None, max_examples=60)
+@given(ids, st.integers(1, 4), st.integers(1, 8), st.randoms(use_true_random=False))
+def test_the_split_is_that_of_the_published_rule_whatever_the_order(
+    numbers: list[int], num_test: int, num_train: int, dice: random.Random
+) -> None:
+    """Test takes the smallest places and train the largest."""
+    rows = make(numbers)
+    ordered = sorted(rows, key=lambda row: place_in_five_lines(row.formal_statement))
+    dice.shuffle(rows)
+    train, test = split(rows, num_train, num_test, "here")
+    assert (train, test) == (ordered[-num_train:], ordered[:num_test])
+    everything, test = split(rows, 0, num_test, "here")
+    assert everything + test == ordered[num_test:] + ordered[:num_test]
+
+
+@settings(deadline=None, max_examples=60)
+@given(ids, st.lists(st.integers(20_000, 30_000), max_size=10, unique=True))
+def test_more_rows_move_few_statements_and_none_from_test_to_train(numbers: list[int], more: list[int]) -> None:
+    """Each new row displaces at most one statement of each part."""
+    num = len(numbers) // 3
+    train, test = split(make(numbers), num, num, "here")
+    new_train, new_test = split(make(numbers + more), num, num, "here")
+    old_train, old_test = ({row.name for row in part} for part in (train, test))
+    assert not old_test & {row.name for row in new_train}
+    assert not old_train & {row.name for row in new_test}
+    assert len(old_train - {row.name for row in new_train}) <= len(more)
+    assert len(old_test - {row.name for row in new_test}) <= len(more)
+
+
+@settings(deadline=None, max_examples=60)
+@given(ids, st.sets(st.integers(0, 11)), st.randoms(use_true_random=False))
+def test_a_renamed_twin_of_a_test_statement_is_never_trained_on(
+    numbers: list[int], twins: set[int], dice: random.Random
+) -> None:
+    """Nor one with other spaces or another ending; of twins the one with the smallest name counts."""
+    rows = make(numbers) + [
+        Statement(name=f"z{i}", formal_statement=f"lemma  z{i} :\n {numbers[i]}  =  {numbers[i]} :=") for i in twins
+    ]
+    dice.shuffle(rows)
+    train, test = split(rows, 0, 4, "here")
+    assert not shared(train, test)
+    assert len(train) + len(test) == len(numbers)
+    assert all(row.name.startswith("n") for row in train + test)
+
+
+def test_too_few_statements_are_told_with_what_to_lower() -> None:
+    """The published sizes do not fit every source."""
+    with pytest.raises(PreflightError, match=r"here: has 5 different statements, data.num_test .* need 10256: lower"):
+        split(make([1, 2, 3, 4, 5]), 10_000, 256, "here")
+
+
+def test_what_counts_as_the_same_statement() -> None:
+    """Names, endings and spaces do not; everything else does."""
+    base = canonical("theorem a (x : ℝ) : x = x := by sorry")
+    for same in ("lemma b (x : ℝ) : x = x", "theorem c  (x:ℝ):x=x :=  by", "/-- Doc. -/ theorem d (x : ℝ) : x = x :="):
+        assert canonical(same) == base
+    assert canonical("theorem a (y : ℝ) : y = y := by sorry") != base
+
+
+def test_the_hash_of_a_set_of_statements_does_not_depend_on_order_or_spelling_of_headers() -> None:
+    """It does on names, headers and every byte of a statement."""
+    rows = make(list(range(9)))
+    known = statements_hash(rows)
+    assert statements_hash(rows[::-1]) == known
+    first = rows[0]
+    for changes in ({"name": "other"}, {"header": "open Nat"}, {"formal_statement": first.formal_statement + " "}):
+        fields = {"name": first.name, "formal_statement": first.formal_statement, **changes}
+        assert statements_hash([Statement(**fields), *rows[1:]]) != known
+    spelt = [Statement(name="a", formal_statement="b", header=text) for text in ("open Nat", "\n-- x\nopen  Nat \r\n")]
+    assert statements_hash(spelt[:1]) == statements_hash(spelt[1:])
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        "import Mathlib\nimport Aesop\n\nset_option maxHeartbeats 0\n\nopen Nat Real\n\n",
+        "import Mathlib\r\nimport Aesop\r\nimport Mathlib\r\nset_option maxHeartbeats 0\r\nopen Nat\r\n  Real\r\n",
+        "import  Mathlib -- all\n/- a\nopen A /- b -/ -/\nimport Aesop\nset_option maxHeartbeats 0\nopen Nat Real",
+    ],
+)
+def test_spellings_of_one_header_become_one(spelling: str) -> None:
+    """Each distinct text would cost a Lean worker of its own."""
+    assert normalise(spelling) == "import Mathlib\nimport Aesop\nset_option maxHeartbeats 0\nopen Nat Real"
+    assert normalise(normalise(spelling)) == normalise(spelling)
+
+
+def test_headers_that_differ_stay_different() -> None:
+    """Order counts, and text in quotes is not touched."""
+    assert normalise("open Nat\nopen Real") != normalise("open Real\nopen Nat")
+    assert normalise('set_option a "x  -- y"\n\n') == 'set_option a "x  -- y"'
