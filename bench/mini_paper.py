@@ -29,7 +29,16 @@ from bench.mini.asking import ask_the_model
 from bench.mini.claims import Runs, Scalings, claims
 from bench.mini.conditions import FD, QUICK, Sizes, conditions, plan_text
 from bench.mini.page import write_page
-from bench.mini.running import compare_scaling, is_compared, missing, rows_of, run_one, say, scaling_results
+from bench.mini.running import (
+    compare_scaling,
+    is_compared,
+    missing,
+    rows_of,
+    run_one,
+    say,
+    scaling_results,
+    write_statements,
+)
 from examples.tiny.tutor.server import serve_tutor
 from fd_async.errors import FdError, first_cause
 
@@ -57,6 +66,7 @@ async def run_missing(out: Path, sizes: Sizes, seeds: list[int]) -> None:
     say(f"{len(todo)} runs to do, {len(seeds) * len(conditions(sizes)) - len(todo)} finished")
     if not todo and (out / "self.json").is_file() and all(is_compared(out, sizes, seed) for seed in seeds):
         return
+    await anyio.to_thread.run_sync(write_statements, out, sizes)
     engine_config = configure(FD, {"policy.max_model_len": 1024})
     async with one_engine(engine_config) as (engine, renderer, _), serve_tutor() as tutor_url:
         await ask_the_model(out, sizes, engine, renderer)

@@ -214,7 +214,7 @@ def _no_slower(runs: Runs, with_anchor: str, without: str, measure: Measure, mar
 
 
 def _constant(runs: Runs) -> list[Difference]:
-    """Start: two steps for the KL, three for the length (all of the first weights); end: the last ten."""
+    """Start: two steps for the KL, three for the length (in warm-up, hardly trained); end: the last ten."""
     made = []
     for name, word, sign in (("constant_short", "short", -1), ("constant_long", "long", 1)):
         rest: dict[int, float] = {}

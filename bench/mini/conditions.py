@@ -22,6 +22,8 @@ attempt, without 82 (96 statements, `examples.tiny.measure` with minilean's outp
 PASS_AT = (1, 2, 4, 8, 16)
 MATCHED = 0.05
 """Two checkpoints have the same pass@1 when they differ by no more."""
+STATEMENT_SEED = 6
+"""Of the training statements, which are the same for all runs; each run takes them in an order of its own."""
 START_S = 14.0
 """Learner's start, first push, end of a run."""
 ENGINE_START_S = 20.0
@@ -31,10 +33,12 @@ ENGINE_START_S = 20.0
 class Sizes:
     """How much is run."""
 
+    statements: int = 6400
+    """For training: more than any run uses."""
     prompts: int = 32
     """Attempts of a step of Feedback Distillation."""
     fd_steps: int = 192
-    ema_steps: int = 144
+    ema_steps: int = 128
     first_stage_steps: int = 96
     constant_steps: int = 40
     grpo_prompts: int = 16
@@ -58,7 +62,7 @@ class Sizes:
 
 
 QUICK = Sizes(
-    prompts=4, fd_steps=2, grpo_prompts=2, grpo_samples=2, grpo_steps=2, eval_every=0, eval_statements=4,
+    statements=96, prompts=4, fd_steps=2, grpo_prompts=2, grpo_samples=2, grpo_steps=2, eval_every=0, eval_statements=4,
     eval_samples=1, checkpoint_every=0, scaling_statements=0, self_attempts=2, only=("fd", "grpo"),
 )  # fmt: skip
 
@@ -154,11 +158,14 @@ def _teacher(sizes: Sizes, name: str, label: str, retention: float, anchor: floa
 
 
 def _constant(sizes: Sizes, name: str, label: str, text: str) -> Condition:
-    """The paper's setting: a frozen teacher, and nothing beside the distillation."""
+    """The paper's setting: a frozen teacher, and nothing beside the distillation.
+
+    In step, or the first batch would hold the attempts that end first, which are short.
+    """
     return _distil(
         sizes, name, label, sizes.constant_steps, feedback="constant", feedback__text=text,
         algorithm__ema_retention=1.0, algorithm__anchor_weight=0.0, eval__at_end=False, eval__every_steps=0,
-        rollout__max_response_tokens=288,
+        rollout__max_response_tokens=288, run__mode="sync",
     )  # fmt: skip
 
 

@@ -1,8 +1,8 @@
 """Rows of metrics to the figures that decide a claim. Pure functions.
 
-Accuracy is the proved share of the attempts that a step learnt from. They are made before it learns from them, on
-statements of which most come up for the first time, so it is held-out accuracy up to a small error, and free. Steps
-are averaged in windows of at least `WINDOW` attempts, whatever the batch.
+Accuracy is the proved share of the attempts that a step learnt from. They are made before it learns from them, and no
+statement comes up twice, so it is held-out accuracy, and free. Steps are averaged in windows of at least `WINDOW`
+attempts, whatever the batch.
 """
 
 from __future__ import annotations

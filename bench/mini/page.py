@@ -69,7 +69,7 @@ def claims_table(found: Sequence[Mapping[str, Any]]) -> str:
     for claim in found:
         lines = [html.escape(line) for line in comparison_lines(claim["figures"])]
         word = _WORDS[claim["holds"]]
-        rows.append(f"<tr><td>{html.escape(claim['claim'])}<td>{word}<td class=small>{'<br>'.join(lines)}")
+        rows.append(f"<tr><td>{html.escape(claim['claim'], quote=False)}<td>{word}<td class=small>{'<br>'.join(lines)}")
     return f"<table><tr><th>claim<th>in miniature<th>figures{''.join(rows)}</table>"
 
 

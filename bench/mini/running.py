@@ -17,8 +17,9 @@ from typing import Any
 import anyio.to_thread
 
 from bench.experiments import configure
-from bench.mini.conditions import MATCHED, PASS_AT, TUTOR, Condition, Sizes, run_dir, scaling
+from bench.mini.conditions import MATCHED, PASS_AT, STATEMENT_SEED, TUTOR, Condition, Sizes, run_dir, scaling
 from bench.mini.curves import nearest_step, windows
+from examples.tiny.statements import make_split
 from fd_async.app import run_experiment
 from fd_async.config.schema import RunConfig
 from fd_async.learner.checkpoints import list_checkpoints
@@ -26,6 +27,7 @@ from fd_async.policy.engine import Engine
 from fd_async.telemetry.sinks import read_rows, replace_file
 
 Row = dict[str, Any]
+TRAIN_FILE = "train.jsonl"
 TRIES = 3
 """Checkpoints of Feedback Distillation that are evaluated to find it."""
 
@@ -72,6 +74,7 @@ def settings(out: Path, condition: Condition, seed: int, tutor_url: str) -> RunC
             "feedback.base_url": tutor_url,
             "feedback.max_output_tokens": 512,
         }
+    values["data.train"] = str(out / TRAIN_FILE)
     start = condition.init_from(out, seed)
     return configure(condition.config, values | ({"model.init_from": str(start)} if start else {}))
 
@@ -172,6 +175,12 @@ def _pass_at(row: Row) -> dict[int, float]:
 
 def _steps(out: Path, condition: str, seed: int) -> list[int]:
     return [step for step in list_checkpoints(run_dir(out, condition, seed) / "checkpoints") if step > 0]
+
+
+def write_statements(out: Path, sizes: Sizes) -> None:
+    """Write training statements, so many that no run meets one twice; none has the shape of a test statement."""
+    rows = make_split(sizes.statements, test=False, seed=STATEMENT_SEED)
+    replace_file(out / TRAIN_FILE, "".join(row.to_json() + "\n" for row in rows).encode())
 
 
 def _some_statements(out: Path, count: int) -> Path:

@@ -1,0 +1,247 @@
+"""The plan of the miniature, and what is run again after a kill; the runs themselves are replaced by short files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.mini import running
+from bench.mini.claims import claims
+from bench.mini.conditions import PASS_AT, QUICK, Condition, Sizes, conditions, plan_text, run_dir
+from bench.mini.page import write_page
+from bench.mini.running import (
+    TRAIN_FILE,
+    compare_scaling,
+    is_done,
+    missing,
+    run_one,
+    scaling_results,
+    settings,
+    write_statements,
+)
+from examples.tiny.statements import normal_form
+from fd_async.config.schema import RunConfig
+from fd_async.data.statements import read_statements
+
+SIZES = Sizes()
+PLAN = {condition.name: condition for condition in conditions(SIZES)}
+FD = PLAN["fd"]
+
+
+@pytest.fixture(autouse=True)
+def train_file(tmp_path: Path) -> None:
+    """Configurations name it, and are refused without it."""
+    write_statements(tmp_path, Sizes(statements=24))
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int | bool | None]]:
+    """Replace a run by one that writes its last row and checkpoint; returns what was asked for."""
+    asked: list[tuple[str, int | bool | None]] = []
+
+    async def run_experiment(config: RunConfig, folder: Path, resume: int | bool | None, engine: Any) -> int:
+        asked.append((folder.name, resume))
+        write_rows(folder, config)
+        return 0
+
+    monkeypatch.setattr(running, "run_experiment", run_experiment)
+    return asked
+
+
+def write_rows(folder: Path, config: RunConfig) -> None:
+    """Write steps whose accuracy rises to 0.8 under Feedback Distillation and to 0.4 under GRPO; pass@k likewise."""
+    folder.mkdir(parents=True, exist_ok=True)
+    top = 0.8 if config.algorithm.type == "fd" else 0.4
+    rows: list[dict[str, Any]] = [
+        {
+            "step": step, "policy/entropy": 0.1 - 0.0005 * step, "policy/teacher_kl": 0.1 / step,
+            "tokens/trained": 2500 * step, "train/pass_rate": top * step / config.run.max_steps,
+            "train/attempts": config.learner.prompts_per_step * config.rollout.samples_per_prompt,
+        }
+        for step in range(1, config.run.max_steps + 1)
+    ]  # fmt: skip
+    if not rows:
+        which, step = Path(config.model.init_from).parts[-3], int(config.model.init_from[-6:])
+        share = 0.8 * step / SIZES.fd_steps if which.startswith("fd-") else 0.4 * step / SIZES.grpo_steps
+        rows = [{"step": 0} | {f"eval/x/pass@{k}": min(1.0, share * k**0.3) for k in PASS_AT}]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def make_start(out: Path, condition: Condition, seed: int) -> None:
+    """Make the folder of the checkpoint that a condition starts from."""
+    start = condition.init_from(out, seed)
+    if start:
+        start.mkdir(parents=True, exist_ok=True)
+
+
+@pytest.mark.parametrize("sizes", [SIZES, QUICK])
+def test_every_run_of_the_plan_has_a_valid_configuration(sizes: Sizes, tmp_path: Path) -> None:
+    """And starts from a checkpoint that an earlier one of the plan leaves."""
+    seen: dict[str, RunConfig] = {}
+    for condition in conditions(sizes):
+        make_start(tmp_path, condition, 2)
+        config = settings(tmp_path, condition, 2, "http://127.0.0.1:1")
+        assert config.run.seed == 2
+        assert condition.attempts == (
+            config.run.max_steps * config.learner.prompts_per_step * config.rollout.samples_per_prompt
+        )
+        if condition.after:
+            name, step = condition.after
+            first = seen[name]
+            assert step % first.checkpoint.every_steps == 0 or step == first.run.max_steps
+            assert config.model.init_from == str(run_dir(tmp_path, name, 2) / "checkpoints" / f"step_{step:06d}")
+        seen[condition.name] = config
+
+
+def test_the_tutor_is_asked_as_claude_is(tmp_path: Path) -> None:
+    """The provider of the paper, at the address of the tutor."""
+    feedback = settings(tmp_path, FD, 1, "http://127.0.0.1:7").feedback
+    assert (feedback.type, feedback.base_url, feedback.check_answers) == ("anthropic", "http://127.0.0.1:7", True)
+
+
+def test_methods_are_compared_at_the_same_number_of_attempts() -> None:
+    """Both stages together cost what one method alone costs, whatever the source of the feedback."""
+    assert FD.attempts == PLAN["grpo"].attempts
+    for name in ("fd", "ground_truth", "lean_output"):
+        first = SIZES.first_stage_steps * SIZES.prompts
+        assert first + PLAN[f"grpo_over_{name}"].attempts == FD.attempts
+
+
+def test_the_sweep_differs_in_retention_and_anchor_alone(tmp_path: Path) -> None:
+    """All three retentions with and without the anchor; 0.9 with it is the main run."""
+    names = [name for name in PLAN if name.startswith("ema_")] + ["fd"]
+    configs = [settings(tmp_path, PLAN[name], 1, "http://127.0.0.1:1") for name in names]
+    assert sorted((c.algorithm.ema_retention, c.algorithm.anchor_weight) for c in configs) == [
+        (0.5, 0.0), (0.5, 1.0), (0.9, 0.0), (0.9, 1.0), (1.0, 0.0), (1.0, 1.0),
+    ]  # fmt: skip
+    assert len({(c.learner.lr, c.learner.decay, c.learner.prompts_per_step, c.feedback.type) for c in configs}) == 1
+
+
+def test_the_plan_fits_the_time() -> None:
+    """Three seeds below 100 minutes, the quick one below one minute."""
+    assert float(plan_text(SIZES, 3).split()[-1]) < 100
+    assert float(plan_text(QUICK, 1).split()[-1]) <= 1
+
+
+def test_no_statement_comes_up_twice(tmp_path: Path) -> None:
+    """Accuracy in training is then that on new statements."""
+    assert SIZES.statements >= max(c.attempts for c in PLAN.values())
+    write_statements(tmp_path, Sizes(statements=300))
+    train = read_statements(tmp_path / TRAIN_FILE)
+    test = read_statements(Path("examples/tiny/data/test.jsonl"))
+    shapes = [{normal_form(row.formal_statement) for row in rows} for rows in (train, test)]
+    assert len(train) == 300
+    assert not shapes[0] & shapes[1]
+
+
+@pytest.mark.anyio
+async def test_a_finished_run_is_not_run_again(tmp_path: Path, ran: list[Any]) -> None:
+    """The second call does nothing."""
+    for _ in range(2):
+        await run_one(tmp_path, FD, 1, engine=None, tutor_url="http://127.0.0.1:1")  # type: ignore[arg-type]
+    assert ran == [("fd-1", None)]
+    assert [(c.name, seed) for c, seed in missing(tmp_path, [FD, PLAN["grpo"]], [1, 2])] == [
+        ("grpo", 1), ("fd", 2), ("grpo", 2),
+    ]  # fmt: skip
+
+
+@pytest.mark.anyio
+async def test_a_killed_run_without_a_checkpoint_begins_anew(tmp_path: Path, ran: list[Any]) -> None:
+    """What it left is taken away."""
+    folder = run_dir(tmp_path, "fd", 1)
+    folder.mkdir(parents=True)
+    (folder / "ledger.db").write_text("half of it")
+    await run_one(tmp_path, FD, 1, engine=None, tutor_url="http://127.0.0.1:1")  # type: ignore[arg-type]
+    assert ran == [("fd-1", None)]
+    assert not (folder / "ledger.db").exists()
+
+
+@pytest.mark.anyio
+async def test_a_killed_run_with_a_checkpoint_goes_on(
+    tmp_path: Path, ran: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the newest one, with its ledger."""
+    folder = run_dir(tmp_path, "fd", 1)
+    folder.mkdir(parents=True)
+    (folder / "ledger.db").write_text("all of it")
+    monkeypatch.setattr(running, "list_checkpoints", lambda _: {6: folder / "checkpoints" / "step_000006"})
+    await run_one(tmp_path, FD, 1, engine=None, tutor_url="http://127.0.0.1:1")  # type: ignore[arg-type]
+    assert ran == [("fd-1", True)]
+    assert (folder / "ledger.db").exists()
+
+
+@pytest.mark.anyio
+async def test_runs_of_other_sizes_are_not_mixed_in(tmp_path: Path, ran: list[Any]) -> None:
+    """One line that says what to do."""
+    await run_one(tmp_path, FD, 1, engine=None, tutor_url="http://127.0.0.1:1")  # type: ignore[arg-type]
+    other = next(condition for condition in conditions(Sizes(fd_steps=12)) if condition.name == "fd")
+    with pytest.raises(SystemExit, match="other sizes: name another folder with --out"):
+        is_done(tmp_path, other, 1)
+    assert ran == [("fd-1", None)]
+
+
+@pytest.mark.anyio
+async def test_an_interrupted_run_is_not_marked_as_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal ends the benchmark, and the run goes on next time."""
+
+    async def interrupted(*_: object, **__: object) -> int:
+        return 130
+
+    monkeypatch.setattr(running, "run_experiment", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        await run_one(tmp_path, FD, 1, engine=None, tutor_url="http://127.0.0.1:1")  # type: ignore[arg-type]
+    assert not is_done(tmp_path, FD, 1)
+
+
+@pytest.mark.anyio
+async def test_pass_at_k_is_measured_where_pass_at_1_is_the_same(
+    tmp_path: Path, ran: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GRPO's best checkpoint, then that of Feedback Distillation nearest to it, and no more than needed."""
+    steps = {"fd": range(6, SIZES.fd_steps + 1, 6), "grpo": range(6, SIZES.grpo_steps + 1, 6)}
+    monkeypatch.setattr(
+        running, "list_checkpoints",
+        lambda root: dict.fromkeys(steps.get(root.parent.name.partition("-")[0], ()), root),
+    )  # fmt: skip
+    for name in ("fd", "grpo"):
+        folder = run_dir(tmp_path, name, 1)
+        for step in steps[name]:
+            (folder / "checkpoints" / f"step_{step:06d}").mkdir(parents=True)
+        write_rows(folder, settings(tmp_path, PLAN[name], 1, "http://127.0.0.1:1"))
+        (folder / "done.json").write_text("{}")
+    await compare_scaling(tmp_path, SIZES, 1, engine=None)  # type: ignore[arg-type]
+    found = scaling_results(tmp_path, 1)
+    assert found is not None
+    assert found["grpo_step"] == SIZES.grpo_steps
+    assert abs(found["fd"][1] - found["grpo"][1]) <= 0.05
+    assert len(ran) == 2
+    await compare_scaling(tmp_path, SIZES, 1, engine=None)  # type: ignore[arg-type]
+    assert len(ran) == 2
+
+
+def test_the_page_shows_every_claim_and_figure(tmp_path: Path) -> None:
+    """With runs, and without any."""
+    runs: dict[str, dict[int, list[dict[str, Any]]]] = {}
+    for name, condition in PLAN.items():
+        rows = rows_of_condition(tmp_path, condition)
+        runs[name] = {1: rows, 2: rows}
+    pair = {"fd": dict.fromkeys(PASS_AT, 0.5), "grpo": dict.fromkeys(PASS_AT, 0.4), "fd_step": 6, "grpo_step": 48}
+    found = claims(runs, {1: pair, 2: pair}, None, SIZES.ema_steps)
+    page = write_page(tmp_path, found, runs, {1: pair, 2: pair}, "two <seeds>").read_text()
+    assert all(claim["claim"] in page for claim in found)
+    assert "two &lt;seeds&gt;" in page
+    for name in ("methods", "sources", "teachers", "constant"):
+        assert f'src="{name}.svg"' in page
+        assert (tmp_path / f"{name}.svg").read_text().count("<svg") == 1
+    empty = write_page(tmp_path, claims({}, {}, None, SIZES.ema_steps), {}, {}, "").read_text()
+    assert "No run is finished yet" in empty
+
+
+def rows_of_condition(folder: Path, condition: Condition) -> list[dict[str, Any]]:
+    """Make the rows of a condition."""
+    make_start(folder, condition, 1)
+    write_rows(folder, settings(folder, condition, 1, "http://127.0.0.1:1"))
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
