@@ -3,7 +3,8 @@
 Builds a run with 100,000 attempts (10,000 with --quick), serves it in a process of its own, and looks at it in headless
 Chromium. Keys: `first_paint_s` of the page and `list_s` until the attempts stand there, `filter_s_p50` and `_max` from
 a click on a filter until its list is painted, `open_s` until an attempt is; the same filters while another process
-records 200 attempts a second; `server_mib`; and `put_ms`: what recording an attempt costs.
+records 200 attempts a second; `answer_ms_p50` and `_max`: the server's part of it; `server_mib`; and `put_ms`: what
+recording an attempt costs.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
+from urllib.request import urlopen
 
 import anyio
 import msgspec
@@ -152,6 +155,7 @@ def look(address: str, run: Path, server: psutil.Process) -> dict[str, Any]:
         page.wait_for_selector(".entry")
         list_s = time.perf_counter() - began
         page.wait_for_selector(".facet button")
+        answers = _answer_ms(address)
         quiet = _filters(page)
         opened = _open_s(page)
         with _recording(run):
@@ -165,6 +169,8 @@ def look(address: str, run: Path, server: psutil.Process) -> dict[str, Any]:
         "filter_s_p50": round(statistics.median(quiet), 3),
         "filter_s_max": round(max(quiet), 3),
         "filter_while_recording_s_max": round(max(busy), 3),
+        "answer_ms_p50": round(statistics.median(answers), 1),
+        "answer_ms_max": round(max(answers), 1),
         "open_s": round(opened, 3),
         "server_mib": round(server.memory_info().rss / 2**20, 1),
         "chromium": version,
@@ -186,6 +192,17 @@ def _filters(page: Page) -> list[float]:
     for facet, value in _FILTERS:
         times += [page.evaluate(_PAINTED, [True, facet, value]) for _ in range(2)]  # on and off again
     times += [page.evaluate(_PAINTED, [False, "", words]) for words in (*_WORDS, "")]
+    return times
+
+
+def _answer_ms(address: str) -> list[float]:
+    """Return milliseconds of the server's answer to each filter, without a browser."""
+    times = []
+    for name, value in (*_FILTERS, *(("words", words) for words in _WORDS)):
+        began = time.perf_counter()
+        with urlopen(f"{address}/api/attempts?{urlencode({name: value})}", timeout=30) as answer:
+            answer.read()
+        times.append((time.perf_counter() - began) * 1000)
     return times
 
 

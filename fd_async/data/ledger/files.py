@@ -138,8 +138,13 @@ def _connect_to_read(path: Path, timeout_s: float) -> sqlite3.Connection:
     except sqlite3.OperationalError:
         connection.close()
         wal = path.with_name(f"{path.name}-wal")
-        if os.access(path.parent, os.W_OK) or not os.access(path, os.R_OK) or (wal.exists() and wal.stat().st_size):
+        if os.access(path.parent, os.W_OK) or not os.access(path, os.R_OK):
             raise
+        if wal.exists() and wal.stat().st_size:
+            raise LedgerError(
+                f"{path}: its last writes are still in {wal.name}, which cannot be read where nothing can be written: "
+                "copy both files to a folder of your own"
+            ) from None
         return sqlite3.connect(f"{uri}&immutable=1", uri=True)
     except BaseException:
         connection.close()
@@ -158,7 +163,9 @@ def only_writer(path: Path) -> Iterator[None]:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
-            raise LedgerError(f"{path}: another process runs this run; end it or wait, then --resume") from error
+            raise LedgerError(
+                f"{path}: another process runs this run; end it or wait, then --resume (fd-eval: the same command)"
+            ) from error
         except OSError as error:
             raise LedgerError(f"{path}: cannot be locked on this file system: {error}") from error
         yield
@@ -174,7 +181,7 @@ def explain(path: Path, error: BaseException, verb: str) -> LedgerError:
         what = "disk full" if code == sqlite3.SQLITE_FULL else f"{error} (disk full, over a quota, or failing)"
         return LedgerError(
             f"{path}: cannot {verb} the ledger: {what}; {free_mib} MiB are free there. What was recorded before is "
-            "intact: free space, then --resume"
+            "intact: free space, then --resume (fd-eval: the same command)"
         )
     return LedgerError(f"{path}: cannot {verb} the ledger: {error}")
 

@@ -45,7 +45,8 @@ function chart(spec) {
     root.append(svg("text", { x: LEFT - 6, y: py(y) + 4, "text-anchor": "end" }, number(y, spec.unit).replace(".0%", "%")));
   }
   for (const x of ticks(x0, x1, 5)) {
-    if (Number.isInteger(x)) root.append(svg("text", { x: px(x), y: H - 4, "text-anchor": "middle" }, String(x)));
+    const inside = px(x) < W - 4 * RIGHT;
+    if (Number.isInteger(x)) root.append(svg("text", { x: inside ? px(x) : W - 1, y: H - 4, "text-anchor": inside ? "middle" : "end" }, String(x)));
   }
   const window = Math.floor(Math.max(...series.map((one) => (one.smooth ? one.points.length : 0))) / 60);
   series.forEach((one, i) => {

@@ -1,4 +1,4 @@
-const POLL_MS = 2000, SLOW_POLL_MS = 10000, TYPING_MS = 150, AT_ONCE = 100, MOST_REFRESHED = 300;
+const POLL_MS = 2000, SLOW_POLL_MS = 10000, TYPING_MS = 100, AT_ONCE = 100, MOST_REFRESHED = 300;
 const FILTERS = ["source", "verdict", "outcome", "ended", "scored", "name", "words", "first_step", "last_step"];
 const FACETS = { source: "Training or suite", verdict: "Verdict", outcome: "Outcome", ended: "How it ended", scored: "With token colours" };
 const VIEWS = { "/": "run", "/attempts": "attempts", "/config": "config" };
@@ -80,7 +80,7 @@ function showStanding(now) {
   byId("num-attempts").textContent = now.attempts === null ? "" : count(now.attempts);
   const alarms = Object.entries(now.alarms).map(([name, text]) => `${words(name)}: ${text}`);
   byId("alarms").replaceChildren(...[...(now.error ? [now.error] : []), ...alarms].map((text) => el("p", { class: "alarm", text })));
-  byId("standing").hidden = !now.flow.length;
+  byId("standing").hidden = !now.flow.length || !(now.alive || now.silent);  // what a killed run waited for is worth reading
   byId("flow").replaceChildren(...now.flow.map(([name, num]) => el("li", { class: /^0(\/|$)/.test(num) ? "idle" : "" }, el("b", { text: num }), el("span", { text: name }))));
   byId("figures").replaceChildren(...facts(now.figures));
   const time = (s) => (typeof s === "number" ? `${s < 10 ? s.toFixed(1) : Math.round(s)} s` : "");

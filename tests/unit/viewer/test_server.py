@@ -15,6 +15,7 @@ import anyio
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
+from fd_async.cli.main import main
 from fd_async.data.ledger import open_ledger
 from fd_async.errors import PreflightError
 from fd_async.viewer.server import serve
@@ -217,6 +218,12 @@ async def test_a_taken_port_is_said_and_the_default_moves_on(run: Path) -> None:
     with pytest.raises(PreflightError, match="no such address"):
         await serve(run, host="no-such-host.invalid", port=0, say=said.append)
     assert said == []
+
+
+def test_a_file_and_a_server_exclude_each_other(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The command does one of the two, and says what to leave out."""
+    assert main(["view", str(run), "--out", "report.html", "--port", "8000"]) == 2
+    assert "--out writes a file and serves nothing: leave out --port" in capsys.readouterr().err
 
 
 async def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
