@@ -122,8 +122,11 @@ class _Work:
         own = await anyio.to_thread.run_sync(
             lambda: identity(config, model_hash=model_hash, renderer=renderer, suites=suites)
         )
-        folder.mkdir(parents=True, exist_ok=True)
-        setup_logging(folder, config.telemetry.log_level)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            setup_logging(folder, config.telemetry.log_level)
+        except OSError as error:
+            raise PreflightError(f"{folder}: cannot be written: {error.strerror}; name another with --out") from error
         step = self._subject.step or 0
         gib = config.telemetry.ledger_max_gib
         async with open_ledger(folder / "ledger.db", max_gib=gib, oldest_checkpoint=lambda: step) as ledger:

@@ -33,7 +33,7 @@ def add_arguments(parser: Parser) -> None:
         "--suite",
         action="append",
         metavar="SUITE",
-        help="minif2f, leanworkbook, or a source like those of data.eval",
+        help="minif2f, leanworkbook, or a source as in data.eval; repeatable",
     )
     parser.add_argument("--samples", type=int, metavar="N", help="attempts per statement; the same as eval.samples")
     parser.add_argument(

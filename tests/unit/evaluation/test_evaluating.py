@@ -231,6 +231,14 @@ def test_a_folder_of_something_else_is_left_alone(world: World) -> None:
     assert os.listdir(run) == ["metrics.jsonl"]
 
 
+def test_a_folder_that_cannot_be_made_is_one_line(world: World) -> None:
+    """A file stands in its way."""
+    (world.root / "file").write_text("")
+    error = refusal(world, "file/out")
+    assert isinstance(error, PreflightError)
+    assert str(error).endswith("file/out: cannot be written: Not a directory; name another with --out")
+
+
 def test_an_empty_suite_and_no_suite_are_refused(world: World) -> None:
     """Before any folder is made."""
     (world.root / "s.jsonl").write_text("\n")
