@@ -11,20 +11,23 @@ text is one gram. What stands in the statement is no leak, and neither are impor
 
 "Earlier" is causal: the feedback's attempt was trained at a step that the newest weights of the proof include. Two
 things look like a leak and are none. Proofs share words ("nlinarith [sq_nonneg"): so each share has a control, the same
-proof against as many feedbacks on other statements. And a statement may have one natural proof, which the model finds
-alone: `unseen` says how often. A leak is what `taken up` is above both.
+proof against the feedback on another statement up to the same step. And a statement may have one natural proof, which
+the model finds alone: `unseen` says how often. A leak is what `taken up` is above both.
 """
 
 from __future__ import annotations
 
+import bisect
 import math
 import re
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Container, Iterable, Mapping, Sequence
 
 from msgspec import Struct
 
 NUM_TOKENS = 4
+_MAX_LOOKED_AT = 64
+"""Statements that are asked for a control before there is none."""
 Gram = tuple[str, ...]
 Grams = frozenset[Gram]
 
@@ -62,7 +65,7 @@ class Share(Struct, frozen=True):
     whole: float
     """Share of the cases in which every gram was found."""
     control: float | None
-    """The same with feedback on other statements; None where there are none."""
+    """The same with feedback on another statement; None where there is none."""
 
 
 class Leaks(Struct, frozen=True):
@@ -95,52 +98,77 @@ def proof_grams(file: str, formal_statement: str) -> Grams:
     return frozenset().union(*(_grams(_without_opening(part)) for part in parts)) - inside
 
 
-def share_of(wanted: Grams, *texts: Grams) -> float:
-    """Return the share of grams that stand in any of the texts.
+def share_of(wanted: Grams, said: Container[Gram]) -> float:
+    """Return the share of grams that were said.
 
     Raises:
         ZeroDivisionError: if none is wanted.
     """
-    return len(wanted & frozenset().union(*texts)) / len(wanted)
+    return sum(gram in said for gram in wanted) / len(wanted)
 
 
 def measure(exchanges: Sequence[Exchange]) -> Leaks:
-    """Measure all shares over the attempts of a run."""
-    said: dict[str, list[_Said]] = defaultdict(list)
+    """Measure all shares over the attempts of a run. The time grows with their number, however few the statements."""
     spoken = [said_grams(one.feedback) for one in exchanges]
-    for index, (one, feedback) in enumerate(zip(exchanges, spoken, strict=True)):
+    told: dict[str, _Told] = {}
+    for one, feedback in zip(exchanges, spoken, strict=True):
         if feedback and one.trained_at is not None:
-            said[one.name].append(_Said(index, one.trained_at, feedback, feedback - said_grams(one.file)))
-    others = _Others({name: [item.grams for item in found] for name, found in said.items()})
+            told.setdefault(one.name, _Told(feedback)).add(one.trained_at, feedback, said_grams(one.file))
+    others = _Others(told)
     given: list[_Case] = []
     taken: list[_Case] = []
     only: list[_Case] = []
     unseen: list[_Case] = []
-    for index, (one, feedback) in enumerate(zip(exchanges, spoken, strict=True)):
+    for one, feedback in zip(exchanges, spoken, strict=True):
         known = proof_grams(one.known_proof, one.formal_statement) if feedback else frozenset()
         if known:
-            given.append(_Case(one.name, share_of(known, feedback), others.share(known, one.name, 1)))
+            other = others.after(one.name, math.inf)
+            given.append(_Case(one.name, share_of(known, feedback), share_of(known, other.sample) if other else None))
         wanted = proof_grams(one.file, one.formal_statement) if one.proved else frozenset()
-        mine = [item for item in said.get(one.name, ()) if item.index != index] if wanted else []
-        if earlier := [item for item in mine if item.trained_at <= one.version]:
-            taken.append(_case(one.name, wanted, [item.grams for item in earlier], others))
-            only.append(_Case(one.name, share_of(wanted, *(item.new for item in earlier)), None))
-        elif mine:
-            unseen.append(_case(one.name, wanted, [item.grams for item in mine], others))
+        mine = told.get(one.name) if wanted else None
+        if mine is not None and mine.since <= one.version:
+            other = others.after(one.name, one.version)
+            control = other.share(wanted, one.version) if other else None
+            taken.append(_Case(one.name, mine.share(wanted, one.version), control))
+            only.append(_Case(one.name, mine.share(wanted, one.version, only_there=True), None))
+            continue
+        own = feedback if one.trained_at is not None else frozenset()
+        if mine is not None and mine.num > bool(own):
+            other = others.after(one.name, math.inf)
+            control = other.share(wanted, math.inf) if other else None
+            unseen.append(_Case(one.name, mine.share_by_others(wanted, own), control))
     return Leaks(_summary(given), _summary(taken), _summary(only), _summary(unseen))
 
 
-class _Said(Struct, frozen=True):
-    """What a feedback says, and of that what its attempt had not said."""
+class _Told:
+    """What the feedback on the attempts at one statement says, and from which step on."""
 
-    index: int
-    trained_at: int
-    grams: Grams
-    new: Grams
+    def __init__(self, sample: Grams) -> None:
+        self.sample = sample
+        self.since = math.inf
+        self.num = 0
+        self._first: dict[Gram, float] = {}
+        self._first_alone: dict[Gram, float] = {}
+        self._counts: Counter[Gram] = Counter()
 
+    def add(self, step: int, feedback: Grams, file: Grams) -> None:
+        """Take in the feedback on an attempt with this file, trained at this step."""
+        self.num += 1
+        self.since = min(self.since, step)
+        self._counts.update(feedback)
+        for gram in feedback:
+            self._first[gram] = min(step, self._first.get(gram, math.inf))
+            if gram not in file:
+                self._first_alone[gram] = min(step, self._first_alone.get(gram, math.inf))
 
-def _case(name: str, wanted: Grams, texts: Sequence[Grams], others: _Others) -> _Case:
-    return _Case(name, share_of(wanted, *texts), others.share(wanted, name, len(texts)))
+    def share(self, wanted: Grams, version: float, *, only_there: bool = False) -> float:
+        """Return the share of grams that these weights have been told."""
+        first = self._first_alone if only_there else self._first
+        return sum(gram in first and first[gram] <= version for gram in wanted) / len(wanted)
+
+    def share_by_others(self, wanted: Grams, own: Grams) -> float:
+        """Return the share of grams that stand in feedback on other attempts than the one with this feedback."""
+        return sum(self._counts[gram] > (gram in own) for gram in wanted) / len(wanted)
 
 
 class _Case(Struct, frozen=True):
@@ -150,23 +178,19 @@ class _Case(Struct, frozen=True):
 
 
 class _Others:
-    """Feedback on other statements, chosen without chance: those that follow in the order of names."""
+    """Another statement, chosen without chance: the next in the order of names that weights have been told of."""
 
-    def __init__(self, said: Mapping[str, list[Grams]]) -> None:
-        self._said = said
-        self._names = sorted(said)
-        self._place = {name: place for place, name in enumerate(self._names)}
+    def __init__(self, told: Mapping[str, _Told]) -> None:
+        self._told = told
+        self._names = sorted(told)
 
-    def share(self, wanted: Grams, name: str, num: int) -> float | None:
-        """Return the share of grams that stand in `num` feedbacks on other statements."""
-        found: list[Grams] = []
-        start = self._place.get(name, 0)
-        for offset in range(1, len(self._names) + 1):
+    def after(self, name: str, version: float) -> _Told | None:
+        """Return what was said about it up to a version; None where nothing was."""
+        start = bisect.bisect_right(self._names, name)
+        for offset in range(min(len(self._names), _MAX_LOOKED_AT)):
             other = self._names[(start + offset) % len(self._names)]
-            if other != name:
-                found += self._said[other][: num - len(found)]
-            if len(found) >= num:
-                return share_of(wanted, *found)
+            if other != name and self._told[other].since <= version:
+                return self._told[other]
         return None
 
 
@@ -196,8 +220,9 @@ def _summary(cases: Sequence[_Case]) -> Share | None:
 
 
 def _grams(words: Sequence[str]) -> Grams:
-    found = _runs(words, min(NUM_TOKENS, len(words)))
-    return frozenset(gram for gram in found if any(len(word) > 2 and word[0].isalpha() for word in gram))
+    size = min(NUM_TOKENS, len(words))
+    names = {word for word in words if len(word) > 2 and word[0].isalpha()}
+    return frozenset(gram for gram in _runs(words, size) if not names.isdisjoint(gram))
 
 
 def _runs(words: Sequence[str], size: int) -> Iterable[Gram]:

@@ -94,12 +94,22 @@ def test_words_that_all_proofs_share_show_in_the_control() -> None:
 
 
 def test_attempts_at_one_statement_count_as_one_in_the_interval() -> None:
-    """A thousand attempts at one statement are no thousand statements."""
+    """Two thousand attempts at one statement are no two thousand statements, and take no square of the time."""
     teach = exchange(feedback=FILE)
-    many = measure([teach, *[exchange(file=FILE, proved=True, version=1)] * 1000]).taken_up
+    many = measure([teach, *[exchange(file=FILE, proved=True, version=1)] * 2000]).taken_up
     assert many is not None
-    assert (many.num, many.num_statements) == (1000, 1)
+    assert (many.num, many.num_statements) == (2000, 1)
     assert (many.low, many.high) == (0, 1)
+
+
+def test_an_own_feedback_does_not_speak_for_a_later_one() -> None:
+    """A proof written before any feedback is not called found in its own."""
+    quoted = exchange(feedback=FILE, file=FILE, proved=True, version=0, trained_at=3)
+    alone = measure([quoted])
+    assert alone.taken_up is alone.unseen is None
+    other = measure([quoted, exchange(trained_at=5)]).unseen
+    assert other is not None
+    assert other.mean == 0
 
 
 @pytest.mark.parametrize("file", ["", "\x00\x00", "-- only words", "⟨⟨⟨", "theorem " * 3000])
