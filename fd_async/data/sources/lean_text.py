@@ -10,13 +10,14 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-_TOKEN = re.compile(
-    r'--[^\n]*|/-|"(?:\\.|[^"\\])*"|:=|[(\[{⟨⦃]|[)\]}⟩⦄]'
+_COMMAND = (
+    r'--[^\n]*|/-|"(?:\\.|[^"\\])*"'
     r"|^(?:theorem|lemma|import|open|set_option|universes?|namespace|section|end|variables?|def|abbrev|instance"
     r"|axiom|example|structure|inductive|class|local|scoped|attribute|notation|infix[lr]?|macro(?:_rules)?|syntax|elab"
-    r"|noncomputable|private|protected|nonrec|mutual|opaque|deriving|export|run_cmd|#\w+)\b|^@\[",
-    re.MULTILINE | re.DOTALL,
+    r"|noncomputable|private|protected|nonrec|mutual|opaque|deriving|export|run_cmd|#\w+)\b|^@\["
 )
+_COMMANDS = re.compile(_COMMAND, re.MULTILINE | re.DOTALL)
+_ALL = re.compile(_COMMAND + r"|:=|[(\[{⟨⦃]|[)\]}⟩⦄]", re.MULTILINE | re.DOTALL)
 _STATING = ("theorem", "lemma")
 _BEFORE = ("@[", "private", "protected", "nonrec", "noncomputable", "/--")
 """May stand in front of `theorem` and belong to it."""
@@ -53,7 +54,7 @@ def split_file(text: str) -> Split:
         elif word in _STATING:
             starts.append(start if begins is None else begins)
             begins = None
-        elif word not in (":=", "(", ")"):
+        else:
             begins = None
             if starts:
                 line = text.count("\n", 0, start) + 1
@@ -129,7 +130,7 @@ def without_comments(text: str) -> str:
 def _proof_start(piece: str) -> int | None:
     """Return the end of the `:=` before the proof: the first one outside brackets that binds no `let`."""
     depth, first = 0, None
-    for word, start, end in _scan(piece):
+    for word, start, end in _scan(piece, _ALL):
         if word == "(":
             depth += 1
         elif word == ")":
@@ -141,10 +142,10 @@ def _proof_start(piece: str) -> int | None:
     return first
 
 
-def _scan(text: str) -> Iterator[tuple[str, int, int]]:
-    """Yield (word, start, end): commands, `:=`, brackets as `(` and `)`, doc comments as `/--`; nothing else."""
+def _scan(text: str, tokens: re.Pattern[str] = _COMMANDS) -> Iterator[tuple[str, int, int]]:
+    """Yield (word, start, end): commands, doc comments as `/--`; with `_ALL` also `:=`, and brackets as `(` and `)`."""
     position = 0
-    while found := _TOKEN.search(text, position):
+    while found := tokens.search(text, position):
         word, start, position = found[0], found.start(), found.end()
         if word == "/-":
             position = _comment_end(text, start)

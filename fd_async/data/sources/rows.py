@@ -45,7 +45,8 @@ def make_statement(row: Mapping[str, Any], columns: Mapping[str, str]) -> Statem
                 raise BadRow(f"`{columns['formal_statement']}` has {len(parts.pieces)} theorems, expected one")
             header, text = header or parts.header, parts.pieces[0]
         text, own_proof = split_proof(text)
-        known = proof_of(proof, name) if proof else own_proof
+        is_same = row.get(columns["proof"]) == row[columns["formal_statement"]]  # one column with all of it
+        known = proof_of(proof, name) if proof and not is_same else own_proof
     except NotLean as error:
         raise BadRow(f"`{columns['formal_statement']}`: {error}") from error
     return Statement(name=name, formal_statement=text, header=header, proof=known)
@@ -92,7 +93,7 @@ def collect(
                 continue
             statement = make_statement(row, columns)
             if statement.name in seen:
-                raise BadRow(f"name {shown(statement.name)} stands in {_short(seen[statement.name], where)} too")
+                raise BadRow(f"name {shown(statement.name)} {_twice(seen[statement.name], where)}")
         except BadRow as error:
             problems.append(f"{where}: {error}")
             continue
@@ -120,10 +121,10 @@ def _refuse(problems: list[str], num_rows: int) -> NoReturn:
     raise PreflightError(problems[0] + more)
 
 
-def _short(earlier: str, where: str) -> str:
-    """Say `line 3` where both are in one file."""
+def _twice(earlier: str, where: str) -> str:
     file, _, number = earlier.rpartition(":")
-    return f"line {number}" if number.isdigit() and where.startswith(f"{file}:") else earlier
+    is_here = number.isdigit() and where.startswith(f"{file}:")
+    return f"stands in line {number} too" if is_here else f"stands in {earlier} too"
 
 
 def shown(text: str) -> str:
