@@ -271,6 +271,9 @@ class TrainingSample(Struct, frozen=True, kw_only=True, omit_defaults=True):
     logprobs: list[float]
     teacher_prompt_ids: list[int] = field(default_factory=list)
     """Feedback Distillation: prompt + feedback, rendered like the student's prompt. Empty for GRPO."""
+    shuffled_prompt_ids: list[int] | None = None
+    """Prompt + another attempt's feedback, where feedback causality is measured; empty where none is fit. Never learned
+    from; None where nothing is measured."""
     advantage: float = 0.0
     """GRPO: group advantage, the same for every token of the rollout."""
     age: int = 0

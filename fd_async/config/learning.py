@@ -61,7 +61,7 @@ class Algorithm(Table, frozen=True):
         ),
     ] = 0
     causality_samples: Annotated[
-        int, _d("Attempts of such a step on which that is measured; three teacher forwards each (fd).", gt=0)
+        int, _d("Attempts of such a step on which that is measured; two more teacher forwards each (fd).", gt=0)
     ] = 16
     anchor_weight: Annotated[
         float,

@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from fd_async.algorithms.distillation import StudentLoss, student_cross_entropy
@@ -20,6 +19,8 @@ from fd_async.algorithms.lm_head import Head
 from fd_async.algorithms.targets import TeacherTargets, teacher_top_k, top_k_overlap
 from fd_async.config.schema import RunConfig
 from fd_async.learner.batching import MicroBatch, Rows
+from fd_async.learner.causality import Causality
+from fd_async.learner.kept_targets import KeptTargets
 from fd_async.learner.objectives import StepContext, TrainingEngine, add_mismatch, chosen, mismatch_metrics
 from fd_async.learner.shadow import Shadow
 from fd_async.learner.totals import Totals
@@ -45,14 +46,16 @@ class FeedbackDistillation:
             "fresh_tokens",
         ),
         *("importance", "importance_squared", "capped"),
+        *Causality.totals,
     )
 
     def __init__(self, config: RunConfig, teacher: Shadow) -> None:
         self.shadow, self._algorithm = teacher, config.algorithm
         self._chunk_tokens = config.learner.lm_head_chunk_tokens
         self._temperature = config.rollout.temperature
-        self._targets: dict[str, TeacherTargets] = {}
-        """Of the current step, by rollout."""
+        self._targets = KeptTargets(config.algorithm.top_k)
+        """Of the current step, under true feedback."""
+        self._causality = Causality(config, self._targets)
         self.progress: dict[str, float] = {"updates": 0, "held": 0, "age": 0}
         """Teacher updates made and held back, gradient steps since the last, `gain`: running mean. Checkpointed."""
 
@@ -62,17 +65,15 @@ class FeedbackDistillation:
 
     def before(self, samples: Sequence[TrainingSample], engine: TrainingEngine, context: StepContext) -> None:
         """Take the teacher's targets of all samples, and its gain from feedback on some."""
-        self._targets = {}
+        self._targets.clear()
+        self._causality.clear()
         with context.clock("teacher"), engine.wearing(self.shadow):
             for batch in context.batches(samples):
-                targets = self._look(engine, batch.teacher())
-                columns = zip(*(column.split(batch.num_sampled) for column in targets), strict=True)
-                self._targets |= {
-                    sample.rollout_id: TeacherTargets(*parts)
-                    for sample, parts in zip(batch.samples, columns, strict=True)
-                }
+                self._targets.keep(batch, self._look(engine, batch.teacher()))
             for batch in context.batches(chosen(samples, context.gain_ids)):
                 self._measure_gain(engine, batch, context.totals)
+            if self._causality.is_due(context.step):
+                self._causality.look(samples, engine, context)
 
     def learn(self, samples: Sequence[TrainingSample], engine: TrainingEngine, context: StepContext) -> None:
         """Forward and backward of every micro-batch, then of the anchor's."""
@@ -137,7 +138,7 @@ class FeedbackDistillation:
                 sums["importance"], sums["importance_squared"], tokens
             )
             metrics["importance/cap_fraction"] = sums["capped"] / tokens
-        return metrics
+        return metrics | self._causality.metrics(sums)
 
     def _look(self, engine: TrainingEngine, rows: Rows) -> TeacherTargets:
         return engine(
@@ -148,13 +149,7 @@ class FeedbackDistillation:
         )
 
     def _targets_of(self, batch: MicroBatch) -> TeacherTargets:
-        """Join the targets of a micro-batch's samples; none for an empty one."""
-        found = [self._targets[sample.rollout_id] for sample in batch.samples]
-        if not found:
-            ids_TK = torch.zeros(0, self._algorithm.top_k, dtype=torch.long, device=batch.device)
-            none_T = torch.zeros(0, device=batch.device)
-            return TeacherTargets(ids_TK, none_T.new_zeros(ids_TK.shape), none_T, none_T, none_T, none_T)
-        return TeacherTargets(*(torch.cat(columns) for columns in zip(*found, strict=True)))
+        return self._targets.of(batch.samples, batch.device)
 
     def _following(
         self, rows: Rows, targets: TeacherTargets, weights: RowWeights | None
@@ -191,6 +186,8 @@ class FeedbackDistillation:
             loss = self._following(rows, targets, weights)(hidden_TH, head)
             watched = TeacherTargets(*(column[watched_T] for column in targets))
             overlap_T = top_k_overlap(hidden_TH[watched_T], head, watched, chunk_tokens=self._chunk_tokens)
+            if self._causality.is_due(context.step):
+                self._causality.compare(batch, rows, hidden_TH, head, loss, context)
             return loss, overlap_T.sum()
 
         loss, overlap = engine(rows, follow)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import msgspec
 from msgspec import Struct
 
 from fd_async.algorithms.advantages import group_advantages, is_flat
+from fd_async.analysis.words import words_row
 from fd_async.config.schema import RunConfig
 from fd_async.errors import AlignmentError
+from fd_async.learner.split import evenly_spaced
 from fd_async.pipeline.buffer import Group
+from fd_async.pipeline.shuffling import Exchanged, derange
 from fd_async.pipeline.state import Finished
 from fd_async.rendering import Renderer
 from fd_async.types import TrainingSample
@@ -21,6 +25,8 @@ class BatchFacts(Struct, frozen=True, kw_only=True):
     ages: list[int]
     """Staleness per sample, weight versions."""
     zero_variance_groups: int
+    words: dict[str, float | None]
+    """The `words/*` columns."""
 
 
 def build_samples(
@@ -32,7 +38,7 @@ def build_samples(
         groups: one batch.
         renderer: renders prompt + feedback for the teacher.
         config: of the run.
-        version: the learner's weight version at consumption.
+        version: the learner's weight version at consumption; its next step is one more.
 
     Raises:
         AlignmentError: the teacher's rendering of the bare prompt is not what the student saw.
@@ -51,7 +57,11 @@ def build_samples(
             age = max(0, version - item.rollout.oldest_version)
             ages.append(age)
             samples.append(_sample(item, advantage, age, renderer, config))
-    return samples, BatchFacts(ages=ages, zero_variance_groups=zero_variance)
+    every, step = config.algorithm.causality_every, version + 1
+    if every and step % every == 0:
+        samples = _with_shuffled(samples, [item for group in groups for item in group.items], renderer, config, step)
+    words = words_row([item.rollout for group in groups for item in group.items])
+    return samples, BatchFacts(ages=ages, zero_variance_groups=zero_variance, words=words)
 
 
 def _sample(item: Finished, advantage: float, age: int, renderer: Renderer, config: RunConfig) -> TrainingSample:
@@ -73,6 +83,34 @@ def _sample(item: Finished, advantage: float, age: int, renderer: Renderer, conf
         advantage=advantage,
         age=age,
     )
+
+
+def _with_shuffled(
+    samples: Sequence[TrainingSample], items: Sequence[Finished], renderer: Renderer, config: RunConfig, step: int
+) -> list[TrainingSample]:
+    """Add to the attempts on which feedback causality is measured the prompt with another's feedback.
+
+    They are taken from those that can exchange theirs; where none can (constant feedback), from all, and it is empty.
+    """
+    texts = {item.rollout.id: item.feedback.text if item.feedback else "" for item in items}
+    statements = {item.rollout.id: item.rollout.statement for item in items}
+    attempts = [Exchanged(i, statements[i].name, statements[i].formal_statement, texts[i]) for i in texts]
+    others = derange(attempts, f"{config.run.seed} causality {step}")
+    able = [sample for sample in samples if sample.rollout_id in others] or samples
+    measured = set(evenly_spaced(able, config.algorithm.causality_samples))
+
+    def prompt(rollout_id: str) -> list[int]:
+        if rollout_id not in others:
+            return []
+        text = texts[others[rollout_id]]
+        return renderer.teacher_prompt(statements[rollout_id], text, config.feedback.max_feedback_tokens)
+
+    return [
+        msgspec.structs.replace(sample, shuffled_prompt_ids=prompt(sample.rollout_id))
+        if sample.rollout_id in measured
+        else sample
+        for sample in samples
+    ]
 
 
 def decode_scores(

@@ -91,6 +91,7 @@ def step_row(
         "feedback/calls": provider["calls"],
         "feedback/usd": provider["usd"],
     }
+    row |= facts.words
     row |= state.admission.row() if state.admission else {}
     row |= state.discovery.step([rollout.verdict for rollout in rollouts])
     if parts.config.algorithm.max_age >= 0:

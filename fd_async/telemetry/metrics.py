@@ -16,6 +16,12 @@ from msgspec import Struct
 
 from fd_async.telemetry.accounts import ENGINE, LEARNER
 
+EPISTEMIC_WORDS: tuple[str, ...] = (
+    *("wait", "hmm", "perhaps", "maybe", "actually"),
+    *("alternatively", "seems", "might", "likely", "check"),
+)
+"""The words that the paper counts (figure 13)."""
+
 Row = dict[str, float | int | None]
 
 
@@ -77,6 +83,9 @@ METRICS: tuple[Metric, ...] = (
     Metric("train/attempts", "attempts", always=False),
     Metric("train/turns", "turns", always=False),
     Metric("train/truncated", "share", always=False),
+    *(Metric(f"words/{word}", "per attempt", always=False) for word in (*EPISTEMIC_WORDS, "total")),
+    *(Metric(f"causality/kl_{feedback}", "nats/token", always=False) for feedback in ("true", "shuffled", "empty")),
+    *(Metric(f"causality/gain_{feedback}", "nats/token", always=False) for feedback in ("true", "shuffled")),
     Metric("tokens/queued", "tokens", always=False),
     Metric("lean/audits", "audits", always=False, total=True),
     Metric("lean/revoked", "proofs", always=False, total=True),
