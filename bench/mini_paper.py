@@ -104,17 +104,20 @@ def main() -> int:
     """Run the command."""
     options = parser(__doc__)
     options.add_argument("--out", type=Path, help="runs and page (default runs/mini_paper; --quick: a temporary one)")
-    options.add_argument("--seeds", type=int, default=0, help="number of seeds (default 3, with --quick 1)")
+    options.add_argument("--seeds", type=int, help="number of seeds (default 3, with --quick 1)")
     options.add_argument("--only-page", action="store_true", help="run nothing, judge what is finished")
     given = options.parse_args()
-    count = given.seeds or (1 if given.quick else 3)
+    count = (1 if given.quick else 3) if given.seeds is None else given.seeds
     if not 1 <= count <= MAX_SEEDS:
         options.error(f"--seeds {given.seeds}: take 1 to {MAX_SEEDS}")
     sizes, seeds = QUICK if given.quick else Sizes(), list(range(1, count + 1))
     sys.setswitchinterval(0.0005)  # as `fd-run` does: hand-overs between threads must not hold up the event loop
     with tempfile.TemporaryDirectory(prefix="fd-mini-") as folder:
         out = given.out or (Path(folder) if given.quick else Path("runs/mini_paper"))
-        out.mkdir(parents=True, exist_ok=True)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            options.error(f"--out {out}: {error.strerror}; name another folder")
         return guarded(out, sizes, seeds, only_page=given.only_page)
 
 
