@@ -20,7 +20,7 @@ from __future__ import annotations
 import bisect
 import math
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Container, Iterable, Mapping, Sequence
 
 from msgspec import Struct
@@ -111,9 +111,10 @@ def measure(exchanges: Sequence[Exchange]) -> Leaks:
     """Measure all shares over the attempts of a run. The time grows with their number, however few the statements."""
     spoken = [said_grams(one.feedback) for one in exchanges]
     told: dict[str, _Told] = {}
-    for one, feedback in zip(exchanges, spoken, strict=True):
-        if feedback and one.trained_at is not None:
-            told.setdefault(one.name, _Told(feedback)).add(one.trained_at, feedback, said_grams(one.file))
+    trained = [(one.trained_at, i) for i, one in enumerate(exchanges) if one.trained_at is not None and spoken[i]]
+    for step, index in sorted(trained):
+        one, feedback = exchanges[index], spoken[index]
+        told.setdefault(one.name, _Told(step, feedback)).add(step, feedback, said_grams(one.file))
     others = _Others(told)
     given: list[_Case] = []
     taken: list[_Case] = []
@@ -143,23 +144,20 @@ def measure(exchanges: Sequence[Exchange]) -> Leaks:
 class _Told:
     """What the feedback on the attempts at one statement says, and from which step on."""
 
-    def __init__(self, sample: Grams) -> None:
+    def __init__(self, since: int, sample: Grams) -> None:
+        self.since = since
         self.sample = sample
-        self.since = math.inf
         self.num = 0
-        self._first: dict[Gram, float] = {}
-        self._first_alone: dict[Gram, float] = {}
-        self._counts: Counter[Gram] = Counter()
+        self._first: dict[Gram, int] = {}
+        self._first_alone: dict[Gram, int] = {}
+        self._twice: set[Gram] = set()
 
     def add(self, step: int, feedback: Grams, file: Grams) -> None:
-        """Take in the feedback on an attempt with this file, trained at this step."""
+        """Take in the feedback on an attempt with this file, trained at this step; steps rise."""
         self.num += 1
-        self.since = min(self.since, step)
-        self._counts.update(feedback)
-        for gram in feedback:
-            self._first[gram] = min(step, self._first.get(gram, math.inf))
-            if gram not in file:
-                self._first_alone[gram] = min(step, self._first_alone.get(gram, math.inf))
+        self._twice |= feedback & self._first.keys()
+        self._first.update(dict.fromkeys(feedback - self._first.keys(), step))
+        self._first_alone.update(dict.fromkeys(feedback - file - self._first_alone.keys(), step))
 
     def share(self, wanted: Grams, version: float, *, only_there: bool = False) -> float:
         """Return the share of grams that these weights have been told."""
@@ -168,7 +166,7 @@ class _Told:
 
     def share_by_others(self, wanted: Grams, own: Grams) -> float:
         """Return the share of grams that stand in feedback on other attempts than the one with this feedback."""
-        return sum(self._counts[gram] > (gram in own) for gram in wanted) / len(wanted)
+        return sum(gram in self._first and (gram not in own or gram in self._twice) for gram in wanted) / len(wanted)
 
 
 class _Case(Struct, frozen=True):

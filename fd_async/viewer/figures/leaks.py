@@ -11,7 +11,7 @@ from fd_async.data.ledger.excerpts import Excerpt, read_excerpts
 from fd_async.errors import LedgerError
 from fd_async.viewer.figures.runs import Group, Run
 
-MAX_ATTEMPTS = 3000
+MAX_ATTEMPTS = 2000
 """Attempts that are read of each run; a second at most."""
 
 
