@@ -59,7 +59,7 @@ def show(browser: Browser) -> Iterator[Open]:
         servers.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
         address = servers[-1].stdout.readline().partition(" at ")[2].split("/ ")[0]
         page = browser.new_page(**({"viewport": {"width": 1280, "height": 800}} | keys))
-        page.on("console", lambda message: complaints.append(message.text))
+        page.on("console", lambda message: "net::ERR" in message.text or complaints.append(message.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("request", lambda request: asked.append((request.url, address)))
         page.goto(address + path)
@@ -68,13 +68,13 @@ def show(browser: Browser) -> Iterator[Open]:
     try:
         yield opened
     finally:
+        for context in browser.contexts:
+            context.close()
         for server in servers:
             server.terminate()
         codes = [server.wait(20) for server in servers]
         for server in servers:
             server.stdout.close()
-        for context in browser.contexts:
-            context.close()
     assert codes == [0] * len(servers)
     assert complaints == []
     assert all(url.startswith(address) for url, address in asked)
@@ -195,6 +195,16 @@ def test_what_happens_meanwhile_appears_without_a_reload(run: Path, show: Open) 
     assert page.locator(".entry .lean").first.inner_text() == "late_to_the_party"
     page.click("#newer")
     api.expect(page.locator(".entry .lean").first).to_have_text("even_later")
+
+
+def test_a_server_that_ended_is_said(run: Path, show: Open, browser: Browser) -> None:
+    """The page keeps what it knew, and does not pretend to be live."""
+    page = show(run)
+    page.wait_for_selector(".chart")
+    page.context.set_offline(True)
+    api.expect(page.locator("#notices")).to_contain_text("fd-view does not answer: was it ended?")
+    page.context.set_offline(False)
+    assert page.locator(".chart").count() > 4
 
 
 def test_hostile_text_is_only_text(run: Path, show: Open) -> None:

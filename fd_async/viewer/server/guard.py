@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import ipaddress
 from urllib.parse import urlsplit
@@ -51,7 +52,8 @@ class Guard:
     def __init__(self, host: str, token: str = "") -> None:
         self._names = {host.lower(), *_LOCAL}
         self._token = token
-        self._cookie = "fd_view"
+        # Named after the token: viewers on other ports of this host share the jar.
+        self._cookie = f"fd_view_{hashlib.sha256(token.encode()).hexdigest()[:8]}"
 
     @property
     def middleware(self) -> Middleware:

@@ -76,7 +76,6 @@ class _Viewer:
         self._closing.set()
 
     async def page(self, _: web.Request) -> web.Response:
-        await self._refresh()
         text = render("live.html.j2", name=self._folder.name)
         return web.Response(text=text, content_type="text/html")
 

@@ -3,7 +3,7 @@ const FILTERS = ["source", "verdict", "outcome", "ended", "scored", "name", "wor
 const FACETS = { source: "Training or suite", verdict: "Verdict", outcome: "Outcome", ended: "How it ended", scored: "With token colours" };
 const VIEWS = { "/": "run", "/attempts": "attempts", "/config": "config" };
 
-let wanted = {}, selected = "", lines = [], more = false, seen = { version: "", mark: null }, listed = "", stopped = false;
+let wanted = {}, selected = "", lines = [], more = false, seen = { version: "", mark: null }, listed = "";
 const list = byId("list");
 const inFlight = {};
 
@@ -58,9 +58,11 @@ async function poll() {
     try {
       showStanding(await ask("status"));
       if (view() === "attempts") await refresh(); else await showOverviewIfNew();
-      stopped = false;
     } catch (error) {
-      if (!isGivenUp(error)) { stopped = true; pause = SLOW_POLL_MS; showNotices([`fd-view does not answer: was it ended? This page shows what it knew.`]); }
+      if (error instanceof TypeError) {  // what fetch throws where nobody listens
+        pause = SLOW_POLL_MS;
+        showNotices(["fd-view does not answer: was it ended? This page shows what it knew."]);
+      } else if (!isGivenUp(error)) showNotices([error.message]);
     }
   }
   poll.timer = setTimeout(poll, pause);
