@@ -171,4 +171,4 @@ def _find_start(job: Job) -> None:
     try:
         resolve_init_from(str(job.start))
     except CheckpointError as error:
-        raise CheckpointError(f"{error} (it starts from {job.after}, which must be run first)") from error
+        raise CheckpointError(f"starts from {job.start}, and {job.after} left no complete checkpoint there") from error

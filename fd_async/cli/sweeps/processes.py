@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import BinaryIO
 
 import anyio
@@ -27,6 +28,7 @@ from fd_async.pipeline.stopping import beside
 
 COMMAND = (sys.executable, "-m", "fd_async.cli")
 """In front of `run`, `eval` and `check`."""
+_CHILD = (sys.executable, "-I", "-S", str(Path(__file__).with_name("child.py")))
 _ECHO_S = 0.2
 _TAIL_BYTES = 16384
 _GRACE_S = 60.0
@@ -85,7 +87,7 @@ class Processes:
             shutdown_s: what the command takes to end when asked; a minute later it is killed.
         """
         started = time.monotonic()
-        argv = [sys.executable, "-m", "fd_async.cli.sweeps.child", str(os.getpid()), *self._command, *arguments]
+        argv = [*_CHILD, str(os.getpid()), *self._command, *arguments]
         with tempfile.TemporaryFile() as errors:
             process = await anyio.open_process(
                 argv, stdin=subprocess.DEVNULL, stdout=None, stderr=errors, start_new_session=True

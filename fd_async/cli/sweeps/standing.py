@@ -21,8 +21,11 @@ from fd_async.telemetry.sinks import read_rows
 
 ALARM_PHASE = "ended by an alarm"
 """What status.json says of a run that an alarm ended."""
-FREE = ("telemetry",)
-"""Tables that change nothing of what is learned: a run may be continued with others."""
+FREE = {
+    "run.stall_warn_s", "run.stall_abort_s", "run.shutdown_s", "feedback.max_usd", "fallback.max_usd",
+    "checkpoint.keep_last", "checkpoint.min_free_gib",
+}  # fmt: skip
+"""Keys beside [telemetry] that change nothing of what is learned, such as the spend that ended a run."""
 
 
 class Standing(Struct, frozen=True):
@@ -126,7 +129,7 @@ def _difference(job: Job) -> str:
     changed = [
         key
         for key in sorted(now.keys() | before.keys())
-        if now.get(key) != before.get(key, usual.get(key)) and key.partition(".")[0] not in FREE
+        if now.get(key) != before.get(key, usual.get(key)) and key not in FREE and not key.startswith("telemetry.")
     ]
     if not changed:
         return ""
