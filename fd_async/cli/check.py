@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fd_async.cli.parser import Parser, add_config
 from fd_async.cli.shared import ErrorLog, protect_keys
 from fd_async.config.load import load_config
-from fd_async.errors import PreflightError
+from fd_async.errors import ConfigError, PreflightError
 
 if TYPE_CHECKING:
     from fd_async.preflight import Finding
@@ -18,14 +19,26 @@ HELP = "Check whether this machine can run a configuration, and say how to get w
 
 
 def add_arguments(parser: Parser) -> None:
-    add_config(parser, required=True)
+    add_config(parser, required=False)
     parser.add_argument("--quick", action="store_true", help="only look; do not start the verifier and try it")
+    parser.add_argument(
+        "--health",
+        nargs="?",
+        type=Path,
+        const=Path("runs"),
+        metavar="RUNS",
+        help="instead: is the run below this folder (default: runs) alive? For the health check of a container",
+    )
 
 
 def execute(arguments: argparse.Namespace, log: ErrorLog) -> int:
     """Print what the configuration needs and whether it is there."""
     from fd_async import preflight
 
+    if arguments.health is not None:
+        return _health(arguments)
+    if not arguments.config:
+        raise ConfigError("--config FILE is missing, e.g. --config configs/tiny_fd.toml")
     config = load_config(arguments.config[0], arguments.config[1:], arguments.set)
     protect_keys(config)
     findings = preflight.inspect(config)
@@ -40,6 +53,18 @@ def execute(arguments: argparse.Namespace, log: ErrorLog) -> int:
     if missing:
         raise PreflightError(f"missing: {', '.join(missing)}")
     print("ready")
+    return 0
+
+
+def _health(arguments: argparse.Namespace) -> int:
+    if arguments.config or arguments.set or arguments.quick:
+        raise ConfigError("--health stands alone: it asks about what goes on, not about a configuration")
+    from fd_async.preflight.health import health
+
+    finding = health(arguments.health)
+    _print_finding(finding, len(finding.name))
+    if finding.state == "missing":
+        raise PreflightError(f"missing: {finding.name}")
     return 0
 
 

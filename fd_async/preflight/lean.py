@@ -90,7 +90,7 @@ def _pinned(folder: Path) -> str:
 
 
 def _search(config: RunConfig) -> Iterator[Finding]:
-    if config.verifier.backend == "minilean" and not config.verifier.search_dir:
+    if not config.rollout.tools or (config.verifier.backend == "minilean" and not config.verifier.search_dir):
         return
     folder = Path(config.verifier.search_dir or project_of(config.verifier) / ".lake" / "packages" / "mathlib")
     if not folder.is_dir():

@@ -56,6 +56,7 @@ def shard_missing(node: Node) -> None:
 
 def no_key(node: Node) -> None:
     node.patch.delenv("ANTHROPIC_API_KEY")
+    node.sets["feedback.api_key_env"] = "ANTHROPIC_API_KEY"  # named, or a server of one's own may need none
 
 
 def toolchain_missing(node: Node) -> None:
