@@ -166,9 +166,11 @@ def look(address: str, run: Path, server: psutil.Process) -> dict[str, Any]:
     return {
         "first_paint_s": round(statistics.median(painted), 3),
         "list_s": round(list_s, 3),
-        "filter_s_p50": round(statistics.median(quiet), 3),
-        "filter_s_max": round(max(quiet), 3),
-        "filter_while_recording_s_max": round(max(busy), 3),
+        "filter_s_p50": round(statistics.median(quiet.values()), 3),
+        "filter_s_max": round(max(quiet.values()), 3),
+        "slowest_filter": max(quiet, key=lambda name: quiet[name]),
+        "filter_while_recording_s_p50": round(statistics.median(busy.values()), 3),
+        "filter_while_recording_s_max": round(max(busy.values()), 3),
         "answer_ms_p50": round(statistics.median(answers), 1),
         "answer_ms_max": round(max(answers), 1),
         "open_s": round(opened, 3),
@@ -186,13 +188,13 @@ def _first_paint(page: Page, url: str) -> float:
     return found
 
 
-def _filters(page: Page) -> list[float]:
-    """Return seconds from each click, and from each pause in typing, until the list is painted."""
-    times = []
+def _filters(page: Page) -> dict[str, float]:
+    """Return seconds from each click, on and off again, and from each letter typed, until the list is painted."""
+    times = {}
     for facet, value in _FILTERS:
-        times += [page.evaluate(_PAINTED, [True, facet, value]) for _ in range(2)]  # on and off again
-    times += [page.evaluate(_PAINTED, [False, "", words]) for words in (*_WORDS, "")]
-    return times
+        for what in ("on", "off"):
+            times[f"{facet} {value} {what}"] = page.evaluate(_PAINTED, [True, facet, value])
+    return times | {f"words {words}": page.evaluate(_PAINTED, [False, "", words]) for words in (*_WORDS, "")}
 
 
 def _answer_ms(address: str) -> list[float]:
