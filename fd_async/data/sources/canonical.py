@@ -16,7 +16,7 @@ from fd_async.types import Statement
 
 SALT = "fd_async/split/1"
 _ENDING = re.compile(r":=(by)?(sorry)?$")
-_NAMED = re.compile(r"\b(?:theorem|lemma)\s+\S+")
+_NAMED = re.compile(r"\b(?:theorem|lemma)\s+[^\s:({\[⦃]+")
 
 
 def canonical(formal_statement: str) -> str:

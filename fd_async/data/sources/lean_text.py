@@ -25,7 +25,7 @@ _NOTHING = re.compile(r"\s*(?:by\b)?\s*(?:sorry\b)?\s*", re.ASCII)
 _ENDS_OPEN = re.compile(r":=\s*(?:by)?\s*(?:sorry)?\s*\Z")
 _BINDS = re.compile(r"\b(?:let|letI|have|haveI)\b[^;\n]*\Z")
 _FIRST_WORD = re.compile(r"(?:import|open|set_option|universe|namespace|section|variable|noncomputable)\b")
-_NAME = re.compile(r"(?:theorem|lemma)\s+(\S+)")
+_NAME = re.compile(r"(?:theorem|lemma)\s+([^\s:({\[⦃]+)")
 
 
 class NotLean(ValueError):
@@ -114,7 +114,7 @@ def theorem_name(piece: str) -> str:
     for word, start, _ in _scan(piece):
         if word in _STATING:
             found = _NAME.match(piece, start)
-            return found[1] if found else ""
+            return found[1].rstrip(".") if found else ""
     return ""
 
 

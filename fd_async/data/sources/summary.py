@@ -12,7 +12,7 @@ from fd_async.data.sources.canonical import canonical, statements_hash
 from fd_async.data.sources.headers import normalise
 from fd_async.types import Statement
 
-_STATED = re.compile(r"(?:theorem|lemma)\s+(\S+)")
+_STATED = re.compile(r"\b(?:theorem|lemma)\s+([^\s:({\[⦃]+)")
 
 
 class Summary(Struct, frozen=True, kw_only=True):
@@ -48,7 +48,7 @@ def summarise(statements: Sequence[Statement]) -> Summary:
         stated = _STATED.search(row.formal_statement)
         if stated is None:
             unstated.append(row.name)
-        elif stated[1].rstrip(":({[") != row.name:
+        elif stated[1].rstrip(".") != row.name:
             renamed.append(row.name)
     longest = max(statements, key=num_bytes)
     return Summary(

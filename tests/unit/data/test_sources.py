@@ -46,7 +46,7 @@ def test_a_lean_file_gives_each_of_its_statements_the_header_above_all(tmp_path:
     """Doc comments, attributes and proofs belong to their statement; all pieces together are the file."""
     source = (
         "import Mathlib\n-- theorem not_me : False := by\n/- nor\ntheorem me -/\nopen Nat\n\n"
-        "/-- The first. -/\n@[simp]\ntheorem one (s : String := \"theorem x :=\") : 1 = 1 := by sorry\n\n"
+        "/-- The first. -/\n@[simp]\ntheorem one(s : String := \"theorem x :=\") : 1 = 1 := by sorry\n\n"
         "lemma two : let y := 2; y = 2 := by\n  -- sorry, no\n  rfl\n"
     )  # fmt: skip
     (tmp_path / "a.lean").write_text(source)

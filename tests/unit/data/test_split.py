@@ -24,7 +24,7 @@ def make(ids: list[int], suffix: str = "") -> list[Statement]:
 
 def place_in_five_lines(text: str) -> str:
     """As docs/data.md prints it."""
-    named = re.search(r"\b(?:theorem|lemma)\s+\S+", text)
+    named = re.search(r"\b(?:theorem|lemma)\s+[^\s:({\[⦃]+", text)
     rest = "".join(text[named.end() if named else 0 :].split())
     rest = re.sub(r":=(by)?(sorry)?$", "", rest)
     return hashlib.sha256(("fd_async/split/1\n" + rest).encode()).hexdigest()
@@ -87,7 +87,7 @@ def test_too_few_statements_are_told_with_what_to_lower() -> None:
 def test_what_counts_as_the_same_statement() -> None:
     """Names, endings and spaces do not; everything else does."""
     base = canonical("theorem a (x : ℝ) : x = x := by sorry")
-    for same in ("lemma b (x : ℝ) : x = x", "theorem c  (x:ℝ):x=x :=  by", "/-- Doc. -/ theorem d (x : ℝ) : x = x :="):
+    for same in ("lemma b (x : ℝ) : x = x", "theorem c  (x:ℝ):x=x :=  by", "/-- Doc. -/ theorem d(x : ℝ) : x = x :="):
         assert canonical(same) == base
     assert canonical("theorem a (y : ℝ) : y = y := by sorry") != base
 
