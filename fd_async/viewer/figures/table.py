@@ -164,7 +164,7 @@ FIGURES: tuple[Figure, ...] = (
     ),
     Figure(
         number="causality",
-        title="What the feedback itself does (not in the paper)",
+        title="KL(teacher ‖ policy) under three feedbacks (not in the paper)",
         panels=(
             Panel("The attempt's own feedback", "causality/kl_true", "nats per token"),
             Panel("Feedback of another attempt", "causality/kl_shuffled", "nats per token"),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from fd_async.telemetry.metrics import METRICS
 from fd_async.viewer.figures.curves import MAX_DRAWN, Curve, Missing, curve, resolve_key, running_mean, thinned
 from fd_async.viewer.figures.runs import read_group
 from fd_async.viewer.figures.table import ENTROPY, FIGURES, TEST, Panel
@@ -96,3 +97,9 @@ def test_the_table_has_every_figure_of_the_paper_from_2_to_14() -> None:
     assert all(1 <= len(figure.panels) + figure.has_scaling <= 4 for figure in FIGURES)
     assert not ENTROPY.is_evaluated
     assert TEST.is_evaluated
+
+
+def test_every_figure_draws_columns_that_a_run_writes() -> None:
+    """A column that was renamed would be missing in every run."""
+    known = {metric.key for metric in METRICS}
+    assert {panel.key for figure in FIGURES for panel in figure.panels if not panel.is_evaluated} <= known
