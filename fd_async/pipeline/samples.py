@@ -41,7 +41,7 @@ def build_samples(
         version: the learner's weight version at consumption; its next step is one more.
 
     Raises:
-        AlignmentError: the teacher's rendering of the bare prompt is not what the student saw.
+        AlignmentError: what is rendered now, with or without blank feedback, is not what the student saw.
     """
     samples: list[TrainingSample] = []
     ages: list[int] = []
@@ -68,6 +68,12 @@ def _sample(item: Finished, advantage: float, age: int, renderer: Renderer, conf
     rollout, feedback = item.rollout, item.feedback
     teacher_prompt_ids: list[int] = []
     if feedback is not None:
+        if renderer.student_prompt(rollout.statement) != rollout.prompt_ids:
+            raise AlignmentError(
+                f"{rollout.id} saw another prompt than this configuration renders, so the teacher's differs by more than"
+                " the feedback: rollout.tools, model.thinking or the chat template changed while it waited; set"
+                " them back, or begin a new run with --run NAME"
+            )
         teacher_prompt_ids = renderer.teacher_prompt(
             rollout.statement, feedback.text, config.feedback.max_feedback_tokens
         )

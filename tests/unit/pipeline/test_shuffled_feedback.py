@@ -9,12 +9,14 @@ from typing import Any
 import msgspec
 import pytest
 
+from fd_async.errors import AlignmentError
 from fd_async.pipeline.buffer import Group
 from fd_async.pipeline.samples import build_samples
 from fd_async.pipeline.shuffling import Exchanged, derange
 from fd_async.pipeline.state import Finished
 from fd_async.rendering import FEEDBACK_INTRO, Renderer
 from fd_async.types import Feedback, Rollout, Statement, Turn, Verdict, VersionSpan
+from fd_async.verifier.tools.schemas import TOOL_SCHEMAS
 from tests.fakes.chat_tokenizer import chat_tokenizer
 from tests.fakes.tiny_policy import tiny_config
 
@@ -144,6 +146,16 @@ def test_nothing_else_about_the_samples_changes() -> None:
     texts: list[str | None] = [f"Advice number {number}." for number in range(6)]
     plain, marked = build(texts, causality_every=0)[0], build(texts)[0]
     assert [msgspec.structs.replace(sample, shuffled_prompt_ids=None) for sample in marked] == plain
+
+
+def test_an_attempt_with_another_prompt_is_refused() -> None:
+    """Tools that were switched while it waited would make the teacher's prompt differ by more than the feedback."""
+    group = finished(0, "Advice.")
+    config = tiny_config()
+    with_tools = Renderer(chat_tokenizer(), tools=TOOL_SCHEMAS, tool_format="qwen3", thinking=False)
+    with pytest.raises(AlignmentError, match=r"train-0000000-00 saw another prompt.*rollout\.tools"):
+        build_samples([group], with_tools, config, 0)
+    assert build_samples([group], RENDERER, config, 0)[0]
 
 
 def test_attempts_without_a_partner_are_measured_only_where_none_has_one() -> None:
