@@ -19,11 +19,11 @@ from fd_async.data.ledger import read_attempts
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = 2
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def command(folder: Path, *options: str) -> list[str]:
-    """Evaluate 96 statements of the tiny world, more at once than vLLM batches."""
+    """Evaluate 64 statements of the tiny world, more at once than vLLM batches."""
     return [
         sys.executable, "-m", "fd_async.cli", "eval", str(folder.parent / "model"), "--config", "configs/tiny_fd.toml",
         "--suite", str(folder.parent / "held_out.jsonl"), "--samples", str(SAMPLES), "--k", "1,2", "--out", str(folder),
@@ -32,7 +32,7 @@ def command(folder: Path, *options: str) -> list[str]:
 
 
 def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(folder, *options), cwd=ROOT, capture_output=True, text=True, timeout=400, check=False)
+    return subprocess.run(command(folder, *options), cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
 
 
 def num_recorded(folder: Path) -> int:
@@ -45,13 +45,16 @@ def kill_at(folder: Path, count: int) -> None:
     """Start an evaluation and kill it when so many attempts are recorded; nothing of it is left behind."""
     with (folder.parent / "killed.out").open("w") as log:
         process = subprocess.Popen(command(folder), cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
-    deadline = time.monotonic() + 300
-    while num_recorded(folder) < count:
-        assert process.poll() is None, (folder.parent / "killed.out").read_text()[-2000:]
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    process.kill()
+    deadline = time.monotonic() + 500
+    family = [psutil.Process(process.pid)]
+    try:
+        while num_recorded(folder) < count:
+            assert process.poll() is None, (folder.parent / "killed.out").read_text()[-2000:]
+            assert time.monotonic() < deadline, (folder.parent / "killed.out").read_text()[-2000:]
+            time.sleep(0.05)
+        family += family[0].children(recursive=True)
+    finally:
+        process.kill()
     process.wait(10)
     _, alive = psutil.wait_procs(family, timeout=30)
     assert not alive, f"orphans after SIGKILL: {alive}"
@@ -67,14 +70,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("evaluation")
     shutil.copytree(ROOT / "examples/tiny/model", root / "model")
     lines = (ROOT / "examples/tiny/data/test.jsonl").read_text().splitlines(keepends=True)
-    (root / "held_out.jsonl").write_text("".join(lines[:96]))
+    (root / "held_out.jsonl").write_text("".join(lines[:64]))
     whole = run(root / "whole")
     assert whole.returncode == 0, whole.stderr[-3000:]
-    kill_at(root / "killed", 60)
+    kill_at(root / "killed", 40)
     before = num_recorded(root / "killed")
     continued = run(root / "killed")
     assert continued.returncode == 0, continued.stderr[-3000:]
-    assert f"192 attempts, {before} of them taken over (0 failed)" in continued.stderr
+    assert f"128 attempts, {before} of them taken over (0 failed)" in continued.stderr
     return root
 
 
@@ -82,7 +85,7 @@ def test_a_killed_and_continued_evaluation_samples_what_an_uninterrupted_one_doe
     """Ids and verdicts of nearly all attempts: in float32 another batch changes the last bits of a log-prob at most."""
     whole, continued = attempts(world / "whole"), attempts(world / "killed")
     assert whole.keys() == continued.keys()
-    assert len(whole) == 96 * SAMPLES
+    assert len(whole) == 64 * SAMPLES
     same = [name for name in whole if whole[name].completion_ids == continued[name].completion_ids]
     assert len(same) >= 0.98 * len(whole)
     for name in same:
@@ -100,7 +103,7 @@ def test_the_same_call_prints_the_result_at_once(world: Path) -> None:
     assert 0 <= low < value < high <= 1
     last = json.loads(again.stdout.splitlines()[-1])
     assert last["eval/held_out/pass@2"] == value
-    assert (last["eval/held_out/statements"], last["eval/held_out/failed"]) == (96, 0)
+    assert (last["eval/held_out/statements"], last["eval/held_out/failed"]) == (64, 0)
 
 
 def test_an_evaluation_can_be_browsed_like_a_run(world: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,25 @@ def test_resumed_equals_uninterrupted(world: World) -> None:
     assert world.rollouts("broken") == world.rollouts("whole")
     assert (world.root / "broken/result.json").read_bytes() == (world.root / "whole/result.json").read_bytes()
     assert any("of them taken over" in line for line in world.said)
+
+
+def test_ctrl_c_keeps_what_is_recorded_and_says_so(world: World) -> None:
+    """The same call goes on to the result that it would have had."""
+    whole = world.evaluate("whole").document
+    interrupted = []
+
+    def interrupt(caller: str) -> bool:
+        if caller == "eval-s-0000002-02" and not interrupted:
+            interrupted.append(caller)
+            os.kill(os.getpid(), signal.SIGINT)
+        return False
+
+    world.judge.failure = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        world.evaluate()
+    assert world.said[-1].endswith("are kept, the same command continues")
+    assert 0 < len(world.rollouts()) < 24
+    assert world.evaluate().document == whole
 
 
 def test_another_seed_samples_other_attempts(world: World) -> None:
