@@ -36,7 +36,7 @@ async def open_anthropic(config: FeedbackTable) -> AsyncIterator[GenerateText]:
     """Open one client for the whole run.
 
     Raises:
-        FeedbackAccountError: no key is to be found.
+        FeedbackAccountError: no key is to be found for Claude's own address.
     """
     client = await anyio.to_thread.run_sync(_client, config)  # reads certificates and profiles from disk
     async with client:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import anyio
 import pytest
@@ -256,4 +257,19 @@ async def test_no_key_at_all_is_said_before_anything_is_asked(
     monkeypatch.setenv("ANTHROPIC_CONFIG_DIR", str(tmp_path))
     with pytest.raises(FeedbackAccountError, match="ANTHROPIC_API_KEY"):
         async with open_provider(claude_table(api_key_env="")):
+            raise AssertionError("opened without a key")
+
+
+async def test_a_server_of_ones_own_needs_no_key(
+    claude: ClaudeServer, claude_table: Table, rollout: Rollout, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The SDK refuses to send none, so a placeholder goes; Claude's own address still demands one."""
+    for name in ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_PROFILE", "ANTHROPIC_CONFIG_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    async with open_provider(claude_table(api_key_env="")) as provider:
+        assert (await provider.feedback(rollout)).text == FEEDBACK_TEXT
+    assert claude.seen[0].headers["Authorization"] == "Bearer none"
+    with pytest.raises(FeedbackAccountError, match="ANTHROPIC_API_KEY"):
+        async with open_provider(claude_table(api_key_env="", base_url="")):
             raise AssertionError("opened without a key")
