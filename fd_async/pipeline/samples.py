@@ -70,7 +70,7 @@ def _sample(item: Finished, advantage: float, age: int, renderer: Renderer, conf
     if feedback is not None:
         if renderer.student_prompt(rollout.statement) != rollout.prompt_ids:
             raise AlignmentError(
-                f"{rollout.id} saw another prompt than this configuration renders, so the teacher's differs by more than"
+                f"{rollout.id} saw another prompt than this configuration renders: the teacher's differs by more than"
                 " the feedback: rollout.tools, model.thinking or the chat template changed while it waited; set"
                 " them back, or begin a new run with --run NAME"
             )
