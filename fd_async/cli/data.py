@@ -179,7 +179,9 @@ def _split(text: str, statements: Sequence[Statement], table: Data, folder: Path
 def _check(text: str, statements: Sequence[Statement], config: RunConfig, report: Path, *, start: bool) -> bool:
     """Examine the statements and write the faults; True where there are any."""
     from fd_async.app.examining import examine_statements
+    from fd_async.telemetry.logs import setup_logging
 
+    setup_logging(None, "warning")  # to stderr: stdout is for the figures
     began, shown_at = time.monotonic(), 0.0
 
     def on_done(done: int, faults: int) -> None:

@@ -223,7 +223,10 @@ class Judge:
         body = f"{goal.declaration} by sorry"
         request = LeanRequest(header, body, probe, caller=caller, probe_always=True)
         try:
-            answer = await self.backend.run(request)
+            try:
+                answer = await self.backend.run(request)
+            except CheckTimeout:  # a machine that stood still is no fault of the statement
+                answer = await self.backend.run(request)
         except CheckFailed as error:
             raise StatementFault(f"the statement `{goal.name}` alone does not compile: {error}") from error
         errors = answer.errors + [message for message in answer.probe or () if message.is_error]

@@ -180,3 +180,19 @@ async def test_the_output_never_exceeds_the_models_budget() -> None:
     verdict = await Judge(Loud(), "", frozenset(AXIOMS), 300).judge(proof("simp"), STATEMENT)
     assert len(verdict.output) == 300
     assert len(verdict.reason) <= 200
+
+
+@pytest.mark.parametrize(("timeouts", "kind"), [(1, "sorry"), (2, "bad_statement")])
+async def test_a_statement_is_blamed_for_time_it_needs_twice(timeouts: int, kind: str) -> None:
+    """A machine that stands still once is not its fault."""
+
+    class Slow(ScriptedLean):
+        left = timeouts
+
+        async def run(self, request: LeanRequest) -> LeanAnswer:
+            if self.left:
+                self.left -= 1
+                raise CheckTimeout("slow")
+            return await super().run(request)
+
+    assert (await Judge(Slow(), "", frozenset(AXIOMS), 2400).examine(STATEMENT)).kind == kind
