@@ -89,7 +89,7 @@ def total(rows: Sequence[Row], key: str) -> float | None:
 
 def eval_keys(rows: Sequence[Row]) -> list[str]:
     """Return the `eval/SUITE/pass@K` keys, by suite and then by k."""
-    found = {key for row in rows for key in row if key.startswith("eval/") and "/pass@" in key}
+    found = {key for row in rows for key in row if key.startswith("eval/") and key.rpartition("/pass@")[2].isdecimal()}
     return sorted(found, key=lambda key: (key.rpartition("/")[0], int(key.rpartition("@")[2])))
 
 

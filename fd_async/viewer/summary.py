@@ -62,11 +62,13 @@ def standing(status: Mapping[str, Any], now: float) -> dict[str, Any]:
 
 def suites(result: Mapping[str, Any]) -> dict[str, Any]:
     """Return the table of an evaluation's result.json: a line per suite, pass@k with its interval."""
-    found = [suite for suite in result.get("suites") or [] if isinstance(suite, dict)]
-    ks = sorted({int(k) for suite in found for k in suite.get("pass_at") or {}})
+    given = result.get("suites")
+    found = [suite for suite in given if isinstance(suite, dict)] if isinstance(given, list) else []
+    ks = sorted({int(k) for suite in found for k in _table(suite, "pass_at") if k.isdecimal()})
     lines = []
     for suite in found:
-        measured = [(suite.get("pass_at") or {}).get(str(k)) for k in ks]
+        measured = [_table(suite, "pass_at").get(str(k)) for k in ks]
+        measured = [cell if isinstance(cell, list) and all(map(_is_number, cell)) else None for cell in measured]
         cells = [{"value": cell[0] if cell else None, "interval": (cell or ())[1:3] or None} for cell in measured]
         lines.append({"label": str(suite.get("suite")), "cells": cells})
     return {"columns": [f"pass@{k}" for k in ks], "rows": lines}

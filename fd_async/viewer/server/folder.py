@@ -143,14 +143,22 @@ class RunFolder:
         if bad := self._rows.bad_lines:
             lines = ", ".join(map(str, bad[:5])) + (", …" if len(bad) > 5 else "")
             notices.append(f"metrics.jsonl: left out {len(bad)} lines that are no JSON object with a step: {lines}")
+        now = standing(self._status.value, time.time())
         return {
-            **standing(self._status.value, time.time()),
+            **now,
+            "phase": now["phase"] or self._phase_of_evaluation(num_attempts),
             "name": self.name,
             "version": f"{self._born}-{self._version}",
             "mark": mark,
             "attempts": num_attempts,
             "notices": [redact(notice) for notice in notices],
         }
+
+    def _phase_of_evaluation(self, num_attempts: int | None) -> str:
+        """Tell an evaluation, which has neither metrics nor status, from a run that has not begun."""
+        if self._result.value:
+            return "evaluated"
+        return "evaluating" if num_attempts and not self._rows.rows and not self._status.value else ""
 
     def overview(self) -> dict[str, Any]:
         """Return facts, totals, charts and tables as of the last `refresh`."""

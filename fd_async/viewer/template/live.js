@@ -98,6 +98,7 @@ async function showOverviewIfNew() {
   const data = await ask("overview");
   seen.version = version;
   showOverview(data);
+  for (const id of ["learning", "health"]) byId(id).hidden = !data.charts.length && seen.now.phase.startsWith("evaluat");
   byId("period").textContent = data.period;
   byId("config-text").textContent = data.config;
 }

@@ -150,12 +150,32 @@ def test_an_evaluation_shows_its_result(tmp_path: Path) -> None:
     suite = {"suite": "minif2f", "pass_at": {"1": [0.5, 0.4, 0.6], "8": [0.75, 0.7, 0.8]}, "failed": 0}
     (tmp_path / "result.json").write_text(json.dumps({"model": "m", "step": 3, "suites": [suite]}))
     folder = RunFolder(tmp_path)
-    assert folder.refresh()["notices"] == []
+    now = folder.refresh()
+    assert (now["notices"], now["phase"]) == ([], "evaluated")
     table = folder.overview()["evaluation"]
     assert table["columns"] == ["pass@1", "pass@8"]
     assert table["rows"][0]["label"] == "minif2f"
     assert table["rows"][0]["cells"][0] == {"value": 0.5, "interval": [0.4, 0.6]}
     assert ("minif2f pass@8", "75%") in folder.overview()["totals"]
+
+
+@pytest.mark.parametrize("suites", [3, [3], [{"pass_at": 1}], [{"pass_at": {"x": [1], "1": "a", "8": [None]}}]])
+def test_a_result_that_is_rubbish_stops_nothing(run: Path, suites: object) -> None:
+    """Nor does a row with a key that looks like an evaluation's."""
+    (run / "result.json").write_text(json.dumps({"suites": suites}))
+    append(run, '{"step": 4, "eval/a/pass@many": 1}\n')
+    folder = RunFolder(run)
+    folder.refresh()
+    assert len(losses(folder)) == 3
+
+
+def test_an_evaluation_under_way_is_told_from_a_run_that_has_not_begun(run: Path) -> None:
+    """Neither has metrics or a status; one has attempts."""
+    for name in ("metrics.jsonl", "status.json"):
+        (run / name).unlink()
+    assert RunFolder(run).refresh()["phase"] == "evaluating"
+    (run / "ledger.db").unlink()
+    assert RunFolder(run).refresh()["phase"] == ""
 
 
 def test_thinned_curves_keep_their_spikes() -> None:
