@@ -15,6 +15,7 @@ import sys
 
 def main() -> None:
     """Replace this process, unless the parent is gone already."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of this file; the command sets its own
     owner, command = int(sys.argv[1]), sys.argv[2:]
     try:
         owner_fd = os.pidfd_open(owner)

@@ -106,6 +106,8 @@ def _entry_problems(entry: Entry, earlier: set[str]) -> Iterator[str]:
         yield f'after = "{entry.after}": no earlier run of this sweep has that name'
     if entry.after_step and not entry.after:
         yield f"after_step = {entry.after_step} needs after, the run whose checkpoint it is"
+    for table, keys in entry.set.items():
+        yield from (f"set.{table}.{key} is a table: no key takes one" for key in keys if _holds_table(keys[key]))
     if "=" in entry.label:
         yield f'label = "{entry.label}": fd-report takes labels without "="'
     for each in entry.evals:
@@ -113,3 +115,7 @@ def _entry_problems(entry: Entry, earlier: set[str]) -> Iterator[str]:
             yield "evals: lists no suites or no k"
         elif max(each.k) > each.samples:
             yield f"evals: pass@{max(each.k)} needs samples = {max(each.k)} or more"
+
+
+def _holds_table(value: Any) -> bool:
+    return isinstance(value, dict) or (isinstance(value, list) and any(map(_holds_table, value)))

@@ -29,6 +29,7 @@ from fd_async.pipeline.stopping import beside
 COMMAND = (sys.executable, "-m", "fd_async.cli")
 """In front of `run`, `eval` and `check`."""
 _CHILD = (sys.executable, "-I", "-S", str(Path(__file__).with_name("child.py")))
+_INTERRUPTED = 130
 _ECHO_S = 0.2
 _TAIL_BYTES = 16384
 _GRACE_S = 60.0
@@ -86,6 +87,8 @@ class Processes:
             arguments: name of the command and what it is given.
             shutdown_s: what the command takes to end when asked; a minute later it is killed.
         """
+        if self.asked.is_set():
+            return Ended(_INTERRUPTED, "", 0.0)
         started = time.monotonic()
         argv = [*_CHILD, str(os.getpid()), *self._command, *arguments]
         with tempfile.TemporaryFile() as errors:
@@ -93,6 +96,8 @@ class Processes:
                 argv, stdin=subprocess.DEVNULL, stdout=None, stderr=errors, start_new_session=True
             )
             self._process = process
+            if self.asked.is_set():  # while it was starting, and nobody has told it
+                self._send(signal.SIGTERM)
             try:
                 async with beside(lambda: self._kill_late(process, shutdown_s), lambda: _echo(errors)):
                     await process.wait()

@@ -314,6 +314,8 @@ def test_the_run_of_a_killed_sweep_ends_with_a_checkpoint(world: World) -> None:
         (('after = "first"\n', ""), "run third: after_step = 2 needs after"),
         (("after_step = 2", "after_step = 4"), "run third: starts from step 4 of first, which ends at step 3"),
         (("learner.lr", "learner.lrr"), "run second: --set: learner.lrr = 3e-07: unknown key; did you mean"),
+        (("learner.lr", "learner.lr.x"), "run second: set.learner.lr is a table: no key takes one"),
+        (("learner.lr", "learner"), "Expected `object`, got `float` - at `$.runs[1].set[...]`"),
         (("title =", "titel ="), "Object contains unknown field `titel`"),
         (("[[runs]]", "[[runs"), "not valid TOML"),
         (('label = "First"', 'label = "a = b"'), 'label = "a = b": fd-report takes labels without "="'),
