@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
+import re
 import subprocess
 import sys
 import time
@@ -17,7 +16,7 @@ from fd_async.config.files import CHECKOUT
 from fd_async.learner.checkpoints import list_checkpoints
 from fd_async.telemetry.sinks import read_rows
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 NAMES = ["mini_fd", "mini_grpo", "mini_grpo_over_fd", "mini_lean_output", "mini_frozen", "mini_be_concise"]
 SMALL = ["run.max_steps=2", "checkpoint.every_steps=1", "eval.limit=8", "eval.at_end=false", "eval.every_steps=0"]
 
@@ -43,12 +42,12 @@ def test_a_sweep_killed_in_the_middle_goes_on_where_it_was(tmp_path: Path) -> No
     runs = tmp_path / "runs"
     runs.mkdir()
     sweep = start(runs)
-    until(lambda: 1 in list_checkpoints(runs / "mini_grpo" / "checkpoints"), sweep, runs)
-    family = psutil.Process(sweep.pid).children(recursive=True)
+    until(lambda: bool(read_rows(runs / "mini_grpo" / "metrics.jsonl")), sweep, runs)
+    [child] = psutil.Process(sweep.pid).children()
+    family = [child, *child.children(recursive=True)]
     written = (runs / "mini_fd" / "checkpoints" / "step_000002" / "manifest.json").stat().st_mtime_ns
     sweep.kill()
-    [child] = [process for process in family if process.ppid() == sweep.pid or "mini_grpo" in process.cmdline()][:1]
-    os.kill(child.pid, signal.SIGKILL)
+    child.kill()
     sweep.wait(10)
     _, alive = psutil.wait_procs(family, timeout=30)
     assert not alive, f"orphans after SIGKILL: {alive}"
@@ -60,7 +59,7 @@ def test_a_sweep_killed_in_the_middle_goes_on_where_it_was(tmp_path: Path) -> No
         assert 2 in list_checkpoints(runs / name / "checkpoints"), name
     assert (runs / "mini_fd" / "checkpoints" / "step_000002" / "manifest.json").stat().st_mtime_ns == written
     said = (runs / "sweep.out").read_text()
-    assert "2/6 mini_grpo: resume at step 1: bin/fd-run" in said
+    assert re.search("2/6 mini_grpo: resume at step [01]: bin/fd-run", said)
     assert "fd-eval test, step 2: pass@1" in said
 
     assert start(runs).wait(120) == 0, "a third call finds nothing to do"
