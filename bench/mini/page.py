@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import html
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
+from string import Template
 from typing import Any
 
 from bench.mini.claims import Runs, Scalings
+from bench.mini.conditions import run_dir
 from bench.mini.curves import trained, windows, written_tokens
 from fd_async.telemetry.sinks import replace_file
 from fd_async.viewer.figures.curves import Curve
@@ -37,8 +40,19 @@ _WORDS = {True: "holds", False: "does not hold", None: "not measured"}
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem;color:#1b2230}"
     "table{border-collapse:collapse}td,th{border-top:1px solid #e4e7ec;padding:.4rem .6rem;text-align:left;"
-    "vertical-align:top}img{max-width:100%;margin:1rem 0}.small{font-size:13px;color:#5a6475}"
+    "vertical-align:top}img{max-width:100%;margin:1rem 0}pre{white-space:pre-wrap}.small{font-size:13px;color:#5a6475}"
 )
+_PAGE = Template("""<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>The paper in miniature</title><style>$style</style>
+<h1>The paper in miniature</h1><p>$about</p>
+$claims
+<p class="small">A claim holds when the lower end of the one-sided 95 % interval over seeds of each of its comparisons is
+above 0. Curves are means over seeds, bands reach from the lowest to the highest seed. Accuracy is that of the attempts
+that were trained, each on a new statement.</p>
+$figures
+$commands
+</html>
+""")
 
 
 def write_page(out: Path, found: Sequence[Mapping[str, Any]], runs: Runs, scalings: Scalings, about: str) -> Path:
@@ -53,14 +67,25 @@ def write_page(out: Path, found: Sequence[Mapping[str, Any]], runs: Runs, scalin
     shown = "".join(
         f'<img src="{name}.svg" alt="{html.escape(title)}">' for name, (title, _) in images.items()
     ) or "<p>No run is finished yet.</p>"  # fmt: skip
-    page = (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>The paper in miniature</title>'
-        f"<style>{_STYLE}</style><h1>The paper in miniature</h1><p>{html.escape(about)}</p>{claims_table(found)}"
-        f'<p class="small">A claim holds when the lower end of each comparison\'s one-sided 95 % interval over seeds is'
-        f" above 0. Curves are means over seeds with the lowest and the highest seed as a band.</p>{shown}</html>\n"
+    page = _PAGE.substitute(
+        style=_STYLE, about=html.escape(about), claims=claims_table(found), figures=shown, commands=commands(out, runs)
     )
     replace_file(out / "index.html", page.encode())
     return out / "index.html"
+
+
+def commands(out: Path, runs: Runs) -> str:
+    """Write the commands that draw all figures of the paper for these runs."""
+    lines = []
+    for name, group in (("methods", METHODS), ("sources", SOURCES), ("teachers", TEACHERS), ("constant", CONSTANT)):
+        labels = [
+            shlex.quote(f"{label.replace(',', '')}={','.join(str(run_dir(out, one, seed)) for seed in runs[one])}")
+            for one, label in group.items()
+            if runs.get(one)
+        ]
+        if labels:
+            lines.append(html.escape(f"bin/fd-report {' '.join(labels)} --to {out / 'figures' / name}"))
+    return f"<p>All figures of the paper for these runs:</p><pre>{chr(10).join(lines)}</pre>" if lines else ""
 
 
 def claims_table(found: Sequence[Mapping[str, Any]]) -> str:

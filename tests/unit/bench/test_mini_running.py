@@ -236,6 +236,7 @@ def test_the_page_shows_every_claim_and_figure(tmp_path: Path) -> None:
     for name in ("methods", "sources", "teachers", "constant"):
         assert f'src="{name}.svg"' in page
         assert (tmp_path / f"{name}.svg").read_text().count("<svg") == 1
+    assert f" GRPO={tmp_path}/runs/grpo-1,{tmp_path}/runs/grpo-2 " in page
     empty = write_page(tmp_path, claims({}, {}, None, SIZES.ema_steps), {}, {}, "").read_text()
     assert "No run is finished yet" in empty
 
