@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 import threading
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
@@ -138,7 +139,9 @@ def _within(timeout_s: float, place: Place, work: Callable[[], _Value]) -> _Valu
 
     thread = threading.Thread(target=run, name="hub", daemon=True)
     thread.start()
-    thread.join(timeout_s)
+    deadline = time.monotonic() + timeout_s
+    while thread.is_alive() and time.monotonic() < deadline and threading.main_thread().is_alive():
+        thread.join(0.1)  # in short waits: a process that a signal ends waits for the thread that waits here
     if raised:
         raise raised[0]
     if not values:
