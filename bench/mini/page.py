@@ -46,9 +46,9 @@ _PAGE = Template("""<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>The paper in miniature</title><style>$style</style>
 <h1>The paper in miniature</h1><p>$about</p>
 $claims
-<p class="small">A claim holds when the lower end of the one-sided 95 % interval over seeds of each of its comparisons is
-above 0. Curves are means over seeds, bands reach from the lowest to the highest seed. Accuracy is that of the attempts
-that were trained, each on a new statement.</p>
+<p class="small">A claim holds when the lower end of the one-sided 95 % interval over seeds of each of its comparisons
+is above 0. Curves are means over seeds, bands reach from the lowest to the highest seed. Accuracy is that of the
+attempts that were trained, each on a new statement.</p>
 $figures
 $commands
 </html>
