@@ -71,7 +71,7 @@ def read_sweep(path: Path) -> Sweep:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{path}: {error}") from error
+        raise ConfigError(f"{path}: {error}; a sweep has a title and [[runs]], see docs/experiments.md") from error
     except BEYOND_TOML as error:
         raise ConfigError(f"{path}: not valid TOML: {beyond(error)}") from error
     problems = [f"{path}: {problem}" for problem in _problems(sweep)]

@@ -74,19 +74,25 @@ def make_jobs(
     if unknown:
         raise ConfigError(f"--only: the sweep has no run {', '.join(unknown)}; it has {', '.join(known)}")
     jobs: dict[str, Job] = {}
-    problems: list[str] = []
+    problems: dict[str, list[str]] = {}
+    """Line -> runs: what is wrong with --set is wrong with all."""
     for seed in seeds or [None]:
         for entry in sweep.runs:
             try:
                 job = _job(entry, sets, seed, prefix, jobs)
-            except ConfigError as error:
-                problems += [f"run {entry.name}: {line}" for line in str(error).splitlines()]
-            else:
                 jobs[job.name] = job
-                problems += [f"run {entry.name}: {problem}" for problem in _lost_checkpoints(job, jobs)]
+                lines = list(_lost_checkpoints(job, jobs))
+            except ConfigError as error:
+                lines = str(error).splitlines()
+            for line in lines:
+                problems.setdefault(line, []).append(entry.name)
     if problems:
-        raise ConfigError("\n".join(dict.fromkeys(problems)))
+        raise ConfigError("\n".join(f"run {_listed(names)}: {line}" for line, names in problems.items()))
     return [job for job in jobs.values() if not only or job.entry.name in only]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(dict.fromkeys(names))
 
 
 def _job(entry: Entry, sets: Sequence[str], seed: int | None, prefix: str, earlier: dict[str, Job]) -> Job:

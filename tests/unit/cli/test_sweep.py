@@ -331,6 +331,14 @@ def test_what_is_wrong_with_a_sweep_is_said_in_a_line(
     assert world.calls() == []
 
 
+def test_what_is_wrong_with_every_run_is_said_once(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    """A --set with a typo does not fill the screen."""
+    assert main(["sweep", "sweep.toml", "--set", "lr=3", "--seeds", "0,1"]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "table.key=value" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith('fd-sweep: run first, second: --set: "lr=3" is not table.key=value')
+
+
 def test_a_checkpoint_that_is_removed_again_is_no_start(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     """Hours before the run that needs it would fail."""
     assert main(["sweep", "sweep.toml", "--set", "checkpoint.keep_last=1"]) == 2
