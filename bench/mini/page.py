@@ -36,7 +36,6 @@ TEACHERS = {
 }
 CONSTANT = {"constant_short": "short recipe", "constant_long": "long recipe"}
 ACCURACY, ENTROPY, KL = "train/pass_rate", "policy/entropy", "policy/teacher_kl"
-_WORDS = {True: "holds", False: "does not hold", None: "not measured"}
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem;color:#1b2230}"
     "table{border-collapse:collapse}td,th{border-top:1px solid #e4e7ec;padding:.4rem .6rem;text-align:left;"
@@ -93,9 +92,17 @@ def claims_table(found: Sequence[Mapping[str, Any]]) -> str:
     rows = []
     for claim in found:
         lines = [html.escape(line) for line in comparison_lines(claim["figures"])]
-        word = _WORDS[claim["holds"]]
+        word = outcome(claim)
         rows.append(f"<tr><td>{html.escape(claim['claim'], quote=False)}<td>{word}<td class=small>{'<br>'.join(lines)}")
     return f"<table><tr><th>claim<th>in miniature<th>figures{''.join(rows)}</table>"
+
+
+def outcome(claim: Mapping[str, Any]) -> str:
+    """Say in words whether a claim holds; one that fails is either contradicted or only not shown by these seeds."""
+    if claim["holds"] is not False:
+        return "holds" if claim["holds"] else "not measured"
+    findings = [value.get("finding") for value in claim["figures"].values() if isinstance(value, Mapping)]
+    return "contradicted" if "contradicted" in findings else "not shown"
 
 
 def comparison_lines(figures: Mapping[str, Any]) -> list[str]:
@@ -106,7 +113,9 @@ def comparison_lines(figures: Mapping[str, Any]) -> list[str]:
             seeds = ", ".join(f"{seed}: {number:+.3f}" for seed, number in value["per_seed"].items())
             if "mean" in value:
                 low, high = value["interval"]
-                lines.append(f"{name}: {value['mean']:+.3f} [{low:+.3f}, {high:+.3f}], {value['finding']}; {seeds}")
+                lines.append(
+                    f"{name}: {value['mean']:+.3f} [{low:+.3f}, {high:+.3f}], {value['finding']}; seeds {seeds}"
+                )
             else:
                 lines.append(f"{name}: not measured, {value['reason']}; {seeds or 'no seeds'}")
         elif name == "reason":

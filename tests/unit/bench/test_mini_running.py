@@ -11,7 +11,7 @@ import pytest
 from bench.mini import running
 from bench.mini.claims import claims
 from bench.mini.conditions import PASS_AT, QUICK, Condition, Sizes, conditions, plan_text, run_dir
-from bench.mini.page import write_page
+from bench.mini.page import outcome, write_page
 from bench.mini.running import (
     TRAIN_FILE,
     compare_scaling,
@@ -239,6 +239,23 @@ def test_the_page_shows_every_claim_and_figure(tmp_path: Path) -> None:
     assert f" GRPO={tmp_path}/runs/grpo-1,{tmp_path}/runs/grpo-2 " in page
     empty = write_page(tmp_path, claims({}, {}, None, SIZES.ema_steps), {}, {}, "").read_text()
     assert "No run is finished yet" in empty
+
+
+@pytest.mark.parametrize(
+    ("holds", "findings", "word"),
+    [
+        (True, ["shown", "shown"], "holds"),
+        (False, ["shown", "not shown"], "not shown"),
+        (False, ["not shown", "contradicted"], "contradicted"),
+        (None, ["shown", "not measured"], "not measured"),
+    ],
+)
+def test_a_claim_that_fails_is_contradicted_or_only_not_shown(
+    holds: bool | None, findings: list[str], word: str
+) -> None:
+    """Three seeds may be too few to tell."""
+    figures = {str(place): {"finding": finding} for place, finding in enumerate(findings)} | {"reason": "x"}
+    assert outcome({"holds": holds, "figures": figures}) == word
 
 
 def rows_of_condition(folder: Path, condition: Condition) -> list[dict[str, Any]]:
