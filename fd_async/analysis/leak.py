@@ -25,6 +25,8 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 
 from msgspec import Struct
 
+from fd_async.analysis.passk import interval_of_mean
+
 NUM_TOKENS = 4
 _MAX_LOOKED_AT = 64
 """Statements that are asked for a control before there is none."""
@@ -201,17 +203,14 @@ def _summary(cases: Sequence[_Case]) -> Share | None:
         by_name[case.name].append(case.share)
     means = [math.fsum(shares) / len(shares) for shares in by_name.values()]
     mean = math.fsum(means) / len(means)
-    if len(means) > 1:
-        half = 1.96 * math.sqrt(math.fsum((value - mean) ** 2 for value in means) / (len(means) - 1) / len(means))
-    else:
-        half = 1.0
+    low, high = interval_of_mean(means)
     controls = [case.control for case in cases if case.control is not None]
     return Share(
         num=len(cases),
         num_statements=len(means),
         mean=mean,
-        low=max(0.0, mean - half),
-        high=min(1.0, mean + half),
+        low=low,
+        high=high,
         whole=sum(case.share == 1 for case in cases) / len(cases),
         control=math.fsum(controls) / len(controls) if controls else None,
     )

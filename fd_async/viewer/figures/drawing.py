@@ -112,9 +112,7 @@ def draw(
         for place, one in zip(places.flat, axes, strict=True):
             _panel(place, one)
         if shares_y:
-            limits = [place.get_ylim() for place, one in zip(places.flat, axes, strict=True) if one.curves]
-            for place in places.flat:
-                place.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
+            _share_y([place for place, one in zip(places.flat, axes, strict=True) if one.curves])
         _legend(figure, labels, entries)
         figure.subplots_adjust(
             left=_LEFT / width, right=1 - _RIGHT / width, top=1 - _TOP / height, bottom=bottom / height,
@@ -195,7 +193,8 @@ def _scale(place: Any, axes: Axes) -> None:
         place.yaxis.set_minor_locator(NullLocator())
     else:
         if bottom >= 0 and (bottom < 0.6 * top or top == 0):
-            place.set_ylim(0, top * 1.06 if top else 1)
+            high = top * 1.06 if top else 1.0
+            place.set_ylim(-0.015 * high, high)  # a line at 0 must not hide under the axis
         elif top - bottom < 1e-9 * max(abs(top), 1e-300):
             place.set_ylim(bottom - 0.1 * (abs(bottom) or 1), top + 0.1 * (abs(top) or 1))
         if axes.unit == "share":
@@ -215,6 +214,14 @@ def _scale(place: Any, axes: Axes) -> None:
     place.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value < 1e6 else short(value)))
     edge = 0.02 * (xs[-1] - xs[0]) or 1
     place.set_xlim(xs[0] - edge, xs[-1] + edge)
+
+
+def _share_y(places: Sequence[Any]) -> None:
+    """Give axes the same y limits, with a little room above."""
+    limits = [place.get_ylim() for place in places]
+    low, high = min(low for low, _ in limits), max(high for _, high in limits)
+    for place in places:
+        place.set_ylim(low, high + 0.03 * (high - low))
 
 
 def _legend(figure: Any, labels: Sequence[tuple[str, int]], columns: int) -> None:

@@ -99,7 +99,8 @@ def test_attempts_at_one_statement_count_as_one_in_the_interval() -> None:
     many = measure([teach, *[exchange(file=FILE, proved=True, version=1)] * 2000]).taken_up
     assert many is not None
     assert (many.num, many.num_statements) == (2000, 1)
-    assert (many.low, many.high) == (0, 1)
+    assert many.low < 0.25
+    assert many.high == 1
 
 
 def test_an_own_feedback_does_not_speak_for_a_later_one() -> None:
