@@ -57,7 +57,8 @@ def _free(host: str, port: int, name: str, advice: str) -> Finding:
         with socket.create_server((host, port)):
             return Finding("ok", name, f"{host}:{port} is free")
     except OSError as error:
-        return Finding("missing", name, f"{host}:{port}: {os.strerror(error.errno) if error.errno else error}", advice)
+        why = error.strerror or str(error)
+        return Finding("missing", name, f"{host}:{port}: {why.partition(' (while')[0]}", advice)
 
 
 def _servers(config: RunConfig) -> Iterator[Finding]:

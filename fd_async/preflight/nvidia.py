@@ -64,11 +64,11 @@ def _ask(program: str) -> Driver:
 
 
 def _gpu(row: list[str]) -> Gpu:
-    index, name, total, used, capability, mig, _ = row
+    index, *name, total, used, capability, mig, _ = row  # a name may have a comma
     known = re.fullmatch(r"\d+\.\d+", capability)
     return Gpu(
         int(index),
-        name,
+        ", ".join(name),
         int(total) * MIB,
         int(used) * MIB if used.isdecimal() else 0,
         float(capability) if known else 0.0,

@@ -27,11 +27,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from packaging.markers import Marker
+
 from tests.docker.dockerfile import CHECKOUT, Instruction, context, instructions, variables
 
 UID = "10001"
 _AS_USER = ["setpriv", f"--reuid={UID}", f"--regid={UID}", "--clear-groups", "--no-new-privs"]
 BEGIN, END = "<!-- exercise: begin -->", "<!-- exercise: end -->"
+_NO_HELP = ("fd-test", "fd-continue")
+"""Commands that hand all options on."""
 _LOOPBACK_UP = (
     "import fcntl,os,socket,struct,sys;s=socket.socket();r=struct.pack('16sh14x',b'lo',1|64);"
     "fcntl.ioctl(s,0x8914,r);os.execvp(sys.argv[1],sys.argv[1:])"
@@ -100,12 +104,15 @@ def _compile_and_make_folders(place: Place, instruction: Instruction) -> Row:
 
 def _user(place: Place, with_run: bool) -> Row:
     said = []
-    for name in ("fd-run", "fd-check", "fd-eval", "fd-export", "fd-view", "fd-serve"):
+    names = sorted(path.name for path in (place.app / "bin").glob("fd-*") if path.name not in _NO_HELP)
+    for name in names:
         place.run(f"bin/{name}", "--help")
-    said.append("entry points answer")
+    said.append(f"{', '.join(names)} answer")
     place.run("bin/fd-run", "--config", "configs/tiny_fd.toml", "--dry-run")
-    place.run("bin/fd-check", "--config", "configs/tiny_fd.toml", "--quick")
+    found = place.run("bin/fd-check", "--config", "configs/tiny_fd.toml", "--quick")
+    sandbox = next(line for line in found.splitlines() if re.match(r"\w+ +sandbox ", line))
     said.append("`fd-check --quick` and a dry run of the tiny world pass")
+    said.append(f"the sandbox: {sandbox.split('sandbox')[1].strip()}")
     place.run("/bin/sh", "-c", f"touch runs/x data/x {place.cache}/x && rm runs/x data/x {place.cache}/x")
     place.run("/bin/sh", "-c", "touch fd_async/x 2>/dev/null || touch bin/x 2>/dev/null", code=1)
     said.append("runs, data and /cache can be written, the code cannot")
@@ -139,16 +146,40 @@ def _health(place: Place, instruction: Instruction) -> Row:
 
 
 def _lock(place: Place, made: str) -> Row:
-    text = (CHECKOUT / "requirements/gpu.txt").read_text()
-    packages = [part for part in re.split(r"\n(?=\S)", text) if re.match(r"[\w.-]+(\[.*\])?==", part)]
-    bare = [package.split("==")[0] for package in packages if "--hash=sha256:" not in package]
-    if bare:
-        raise SystemExit(f"requirements/gpu.txt: no hash for {', '.join(bare)}")
+    locked = {lock: _locked(lock) for lock in ("gpu", "cpu")}
+    names = json.dumps([name for name, _ in locked["cpu"]])
+    script = f"import importlib.metadata as m, json; print(json.dumps([m.version(name) for name in {names}]))"
+    found = json.loads(place.run(str(place.python), "-c", script).strip().splitlines()[-1])
+    others = [
+        f"{name} {version}" for (name, wanted), version in zip(locked["cpu"], found, strict=True) if version != wanted
+    ]
+    if others and made:
+        raise SystemExit(f"not the versions of requirements/cpu.txt: {', '.join(others)}")
     place.run(str(place.python), "-c", "import fd_async.cli, torch, vllm, deepspeed")
-    which = f"{made}; " if made else "imported from the environment of this Python; "
-    return Row(
-        "partly", f"{which}all {len(packages)} packages of the GPU lock have hashes, its CUDA wheels were not fetched"
-    )
+    which = made or "the environment of this Python"
+    but = f" but {', '.join(others)}" if others else ""
+    same = f"{which} has all {len(found)} packages of the CPU lock at their versions{but}, and imports them"
+    hashes = f"all {len(locked['gpu'])} of the GPU lock have hashes"
+    return Row("partly", f"{same}; {hashes}, its CUDA wheels were not fetched")
+
+
+def _locked(lock: str) -> list[tuple[str, str]]:
+    """Return name and version of every package of a lock that this Python would get.
+
+    Raises:
+        SystemExit: one has no hash.
+    """
+    text = (CHECKOUT / f"requirements/{lock}.txt").read_text()
+    packages = []
+    for part in re.split(r"\n(?=\S)", text):
+        match = re.match(r"([\w.-]+)(?:\[.*\])?==([^\s;]+)(?:\s*;\s*([^\\\n]*))?", part)
+        if match is None:
+            continue
+        if "--hash=sha256:" not in part:
+            raise SystemExit(f"requirements/{lock}.txt: {match[1]} has no hash")
+        if not match[3] or Marker(match[3].strip()).evaluate():
+            packages.append((match[1], match[2]))
+    return packages
 
 
 def _packages(instruction: Instruction) -> Row:
