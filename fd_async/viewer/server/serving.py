@@ -48,12 +48,12 @@ async def serve(
     runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=_LEAVE_S / 2)
     await runner.setup()
     try:
-        bound = await _listen(runner, host, port)
-        address = f"http://{_named(host)}:{bound}/{f'?token={token}' if token else ''}"
-        if token:
-            say(f"other machines can reach this page: whoever has the address below can read all of {run_dir}")
-        say(f"{run_dir} at {address} (Ctrl-C ends it)")
         with anyio.open_signal_receiver(*_ending_signals()) as signals:
+            bound = await _listen(runner, host, port)
+            address = f"http://{_named(host)}:{bound}/{f'?token={token}' if token else ''}"
+            if token:
+                say(f"other machines can reach this page: whoever has the address below can read all of {run_dir}")
+            say(f"{run_dir} at {address} (Ctrl-C ends it)")
             if open_browser:
                 await _open(address, say)
             async for _ in signals:
