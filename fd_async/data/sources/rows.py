@@ -41,9 +41,10 @@ def make_statement(row: Mapping[str, Any], columns: Mapping[str, str]) -> Statem
     try:
         if has_header(text):
             parts = split_file(text)
-            if len(parts.pieces) != 1:
+            if len(parts.pieces) > 1:
                 raise BadRow(f"`{columns['formal_statement']}` has {len(parts.pieces)} theorems, expected one")
-            header, text = header or parts.header, parts.pieces[0]
+            if parts.pieces:  # else it is `open ... in theorem`, say, for the verifier to judge
+                header, text = header or parts.header, parts.pieces[0]
         text, own_proof = split_proof(text)
         is_same = row.get(columns["proof"]) == row[columns["formal_statement"]]  # one column with all of it
         known = proof_of(proof, name) if proof and not is_same else own_proof

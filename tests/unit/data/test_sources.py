@@ -74,6 +74,16 @@ def test_columns_are_mapped_and_whole_files_in_them_taken_apart(tmp_path: Path) 
         rows_of(path)
 
 
+def test_a_statement_that_cannot_be_taken_apart_is_left_to_the_verifier(tmp_path: Path) -> None:
+    """It is reported there; two theorems in one row are refused at once."""
+    odd = "open Real in theorem t : True := by sorry"
+    (found,) = rows_of(write_parquet(tmp_path / "x.parquet", name=["t"], formal_statement=[odd]))
+    assert (found.formal_statement, found.header) == (odd, "")
+    two = "import Mathlib\nlemma a : True := trivial\ntheorem t : True := by sorry"
+    with pytest.raises(PreflightError, match=r"x.parquet:1: `formal_statement` has 2 theorems, expected one"):
+        rows_of(write_parquet(tmp_path / "x.parquet", name=["t"], formal_statement=[two]))
+
+
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
