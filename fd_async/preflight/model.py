@@ -62,6 +62,12 @@ def _there(file: Path) -> bool:
         return False
 
 
+def hub_cache() -> Path:
+    """Return the folder in which Hugging Face's library keeps what it has fetched."""
+    home = Path(os.environ.get("HF_HOME", "") or Path.home() / ".cache" / "huggingface")
+    return Path(os.environ.get("HF_HUB_CACHE", "") or home / "hub")
+
+
 def is_offline() -> bool:
     """Whether the variables of Hugging Face forbid the hub."""
     words = (os.environ.get(name, "").upper() for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))

@@ -58,6 +58,7 @@ class Node:
         self.sets = {
             "model.path": str(self.model),
             "data.train": str(folder / "train.jsonl"),
+            "data.source": '""',
             "data.eval": "[]",
             "run.dir": str(folder / "runs"),
             "verifier.project_dir": str(self.lean),

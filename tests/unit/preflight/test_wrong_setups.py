@@ -121,6 +121,11 @@ def offline(node: Node) -> None:
     assert is_offline()
 
 
+def statements_not_cached(node: Node) -> None:
+    node.sets["data.train"] = "leanworkbook"
+    node.patch.setenv("HF_HUB_OFFLINE", "1")
+
+
 def slow_disk_full(node: Node) -> None:
     node.disk_gib[str(node.folder)] = 600.0
     node.sets["checkpoint.keep_last"] = "5"
@@ -294,6 +299,12 @@ TABLE: list[tuple[str, Callable[[Node], None], list[str], list[str]]] = [
         ["fd-node-2: ssh: connect to host fd-node-2 port 22: No route to host", "learner.hostfile"],
     ),
     ("a broken row", broken_row, ["data.train"], ["train.jsonl:2: not a statement", "`formal_statement`"]),
+    (
+        "statements that are not cached, offline",
+        statements_not_cached,
+        ["data.train"],
+        ["Lean-workbook-proofs is not in the cache", "HF_HUB_OFFLINE", "bin/fd-data"],
+    ),
     ("a name that stands twice", repeated_name, ["data.train"], ["train.jsonl:2: name 'a' stands in line 1 too"]),
     (
         "ground truth without proofs",
