@@ -104,6 +104,7 @@ def test_the_time_limit_is_followed_by_a_requeue_that_resumes(cluster: Path) -> 
     assert lines("runs/fake/signals") == ["TERM"] * (len(calls) - 1) + ["done"]
     assert Path("runs/fake/step").read_text() == "60\n"
     assert "after Slurm's warning; queued again" in log
+    assert "requeue failed" not in log
     assert len(lines("checks")) == 1  # not again on a node that Slurm chose
 
 
@@ -208,3 +209,12 @@ def test_a_learner_that_leaves_no_node_to_vllm_is_refused(cluster: Path) -> None
     code, _, log = submit("--config", "f", FAKE_NODES="n1,n2", FD_LEARNER_NODES=2)
     assert code == 2
     assert "FD_LEARNER_NODES = 2 of 2 nodes" in log
+
+
+def test_a_job_that_slurm_may_not_queue_again_says_what_to_do(cluster: Path) -> None:
+    """Submitted with --no-requeue, or where the administrator forbids it."""
+    text = Path("slurm/fd_async.sbatch").read_text()
+    Path("slurm/fd_async.sbatch").write_text(text.replace("#SBATCH --requeue\n", ""))
+    code, history, log = submit("--config", "f", FAIL=5)
+    assert (code, history) == (5, ["ENDED 5"])
+    assert "scontrol requeue failed: submit it again by hand, it continues" in log
