@@ -26,8 +26,11 @@ from fd_async.verifier.verifier import open_verifier
 
 MAX_ANSWER_TOKENS = 128
 SHOWN_CHARS = 400
+PROMPT = 2
+"""The shortest of the paper's prompts that sets a form; (4) and an attempt exceed the model's 1,024 positions."""
 _SETS: dict[str, Any] = {
     "feedback.type": "self",
+    "feedback.prompt": PROMPT,
     "feedback.max_output_tokens": MAX_ANSWER_TOKENS,
     "feedback.concurrency": 8,
     "policy.max_model_len": 1024,
@@ -84,12 +87,13 @@ async def ask_the_model(out: Path, sizes: Sizes, engine: Engine, renderer: Rende
             for index in range(len(statements)):
                 tasks.start_soon(ask, index)
     result = {
+        "prompt": PROMPT,
         "attempts": len(statements),
         "usable": len(statements) - sum(refused.values()),
         "refused": refused,
         "answers": len(answers),
         "answers_like_tool_calls": sum("tool_call" in answer or "lean_write_file" in answer for answer in answers),
-        "answers_that_pass_the_check": sum(bool(clean(a)) and not violations(clean(a), 4) for a in answers),
+        "answers_that_pass_the_check": sum(bool(clean(a)) and not violations(clean(a), PROMPT) for a in answers),
         "examples": [answer[:SHOWN_CHARS] for answer in answers[:3]],
     }
     replace_file(path, json.dumps(result, ensure_ascii=False, indent=1).encode())
