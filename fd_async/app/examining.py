@@ -17,7 +17,8 @@ class Fault(Struct, frozen=True, kw_only=True):
 
     name: str
     kind: str
-    """`bad_statement`, or `infrastructure` where the verifier did not answer."""
+    """`bad_statement`; `timeout`, `out_of_memory` or `crash` where Lean did not get through it; or `infrastructure`
+    where the verifier did not answer."""
     reason: str
     """One line."""
     output: str
@@ -65,7 +66,7 @@ async def examine_with(
         nonlocal done
         for index, statement in waiting:
             verdict = await verifier.examine(statement, caller=f"data-{index}")
-            if verdict.is_bad_statement or verdict.is_infrastructure:
+            if verdict.kind not in ("sorry", "proved"):
                 faults[index] = _fault(statement, verdict)
             done += 1
             on_done(done, len(faults))

@@ -198,7 +198,7 @@ def _check(text: str, statements: Sequence[Statement], config: RunConfig, report
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
     except OSError as error:
         raise PreflightError(f"--report {report}: cannot be written: {error.strerror}") from error
-    bad = [fault for fault in faults if fault.kind == "bad_statement"]
+    bad = [fault for fault in faults if fault.kind != "infrastructure"]
     seconds = time.monotonic() - began
     _line("check", f"{len(statements) - len(faults):,} compile with `sorry`, {len(bad):,} do not ({seconds:,.0f} s)")
     for fault in bad[:5]:
@@ -206,7 +206,7 @@ def _check(text: str, statements: Sequence[Statement], config: RunConfig, report
     if faults:
         _line("", f"all of them with Lean's words: {report}")
     if len(bad) < len(faults):
-        first = next(fault for fault in faults if fault.kind != "bad_statement")
+        first = next(fault for fault in faults if fault.kind == "infrastructure")
         num = len(faults) - len(bad)
         raise VerifierError(f"{text}: {num:,} statements got no answer; the first, {first.name}: {first.reason}")
     return bool(bad)

@@ -9,6 +9,7 @@ about the proof.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import secrets
 from collections.abc import Callable
@@ -38,6 +39,11 @@ from fd_async.verifier.source.lexer import LexError, Token, lex
 from fd_async.verifier.source.reconstruct import Goal, Rebuilt, StatementError, read_statement, rebuild
 
 _T = TypeVar("_T")
+_FAILURES: tuple[tuple[type[CheckFailed], VerdictKind, str], ...] = (
+    (CheckTimeout, "timeout", "did not finish in time"),
+    (CheckOutOfMemory, "out_of_memory", "ran out of memory"),
+    (CheckCrash, "crash", "crashed"),
+)
 MAX_CODE_CHARS = 64_000
 _LONG_CHARS = 4_000
 """Texts longer than this are worked on in a thread, so that the event loop never waits for them."""
@@ -121,13 +127,7 @@ class Judge:
         try:
             return await self._compile(prepared, statement, verdict, caller)
         except CheckFailed as error:
-            if isinstance(error, CheckTimeout):
-                return verdict.make("timeout", str(error), "error: Lean did not finish in time")
-            if isinstance(error, CheckOutOfMemory):
-                return verdict.make("out_of_memory", str(error), "error: Lean ran out of memory")
-            if isinstance(error, CheckCrash):
-                return verdict.make("crash", str(error), "error: Lean crashed")
-            raise
+            return verdict.of_failure(error)
         except StatementFault as error:
             return verdict.make("bad_statement", str(error))
         except VerifierError as error:
@@ -155,28 +155,28 @@ class Judge:
         errors = answer.errors
         if errors:
             if any(rebuilt.is_statement(error.pos.line) for error in errors):
-                await self._demand_statement(goal, verdict.header)
+                await self._blame_the_statement(goal, verdict.header, caller)
             known = self.backend.name == "minilean"  # on a real Lean a proof could say so itself
             unsupported = known and all(error.data.startswith(UNSUPPORTED) for error in errors)
             return verdict.make("unsupported" if unsupported else "failed", _one_line(errors[0].data), output)
         if prepared.believe_probe:
-            return await self._read_probe(answer, probe_name, goal, verdict, output)
+            return await self._read_probe(answer, probe_name, goal, verdict, output, caller)
         if prepared.has_sorry or answer.num_sorries:
             return verdict.make("sorry", "the file contains `sorry`", output or "error: the file contains `sorry`")
         if not rebuilt.has_theorem:
             reason = f"the file does not state `theorem {goal.name}`"
             return verdict.make("statement_changed", reason, f"error: {reason}\n{output}".strip())
-        return await self._read_probe(answer, probe_name, goal, verdict, output)
+        return await self._read_probe(answer, probe_name, goal, verdict, output, caller)
 
     async def _read_probe(
-        self, answer: LeanAnswer, probe_name: str, goal: Goal, verdict: _Verdicts, output: str
+        self, answer: LeanAnswer, probe_name: str, goal: Goal, verdict: _Verdicts, output: str, caller: str
     ) -> Verdict:
         probe = answer.probe
         if probe is None:
             raise VerifierError("the verifier did not answer the statement probe")
         errors = [message for message in probe if message.is_error]
         if errors:
-            await self._demand_statement(goal, verdict.header)
+            await self._blame_the_statement(goal, verdict.header, caller)
             reason = f"`{goal.name}` does not have the given statement: {_one_line(errors[0].data)}"
             return verdict.make("statement_changed", reason, f"error: {reason}")
         axioms = read_axioms(probe, probe_name)
@@ -194,14 +194,16 @@ class Judge:
         """Judge a statement alone, with `sorry` for its proof.
 
         Returns:
-            A verdict of kind `sorry` where it compiles, `bad_statement` with Lean's words where it does not, and
-            `infrastructure` where that is not known.
+            A verdict of kind `sorry` where it compiles, `bad_statement` with Lean's words where it does not; where Lean
+            did not get through it `timeout`, `out_of_memory` or `crash`, and `infrastructure` where nobody answered.
         """
         verdict = _Verdicts(self, "", statement)
         try:
             goal = read_statement(statement)
             _lex_header(verdict.header)
             await self._demand_statement(goal, verdict.header, caller)
+        except CheckFailed as error:
+            return verdict.of_failure(error)
         except (StatementError, StatementFault) as error:
             return verdict.make("bad_statement", str(error), getattr(error, "output", "") or None)
         except LexError as error:
@@ -211,24 +213,31 @@ class Judge:
             return verdict.make("bad_statement" if is_theirs else "infrastructure", str(error))
         return verdict.make("sorry", "")
 
-    async def _demand_statement(self, goal: Goal, header: str, caller: str = "") -> None:
-        """Make sure that the statement alone compiles and can be probed, so that the model is to blame.
+    async def _blame_the_statement(self, goal: Goal, header: str, caller: str) -> None:
+        """Find out whether the statement is at fault and not the model.
+
+        Only Lean's own words are held against a statement, never that Lean did not get through it: what is blamed on
+        the statement is dropped instead of counted, so time or memory, which other files can take away, must not do.
 
         Raises:
-            StatementFault: It cannot; the data set or the toolchain is at fault.
+            StatementFault: The statement is.
+            VerifierError: Lean could not be asked.
+        """
+        with contextlib.suppress(CheckFailed):
+            await self._demand_statement(goal, header, caller)
+
+    async def _demand_statement(self, goal: Goal, header: str, caller: str) -> None:
+        """Make sure that the statement alone compiles and can be probed.
+
+        Raises:
+            StatementFault: Lean says that it does not.
+            CheckFailed: Lean did not get through it.
             VerifierError: Lean could not be asked.
         """
         probe_name = f"fd_probe_{secrets.token_hex(8)}"
         probe = goal.probe(probe_name, self.backend.root)
         body = f"{goal.declaration} by sorry"
-        request = LeanRequest(header, body, probe, caller=caller, probe_always=True)
-        try:
-            try:
-                answer = await self.backend.run(request)
-            except CheckTimeout:  # a machine that stood still is no fault of the statement
-                answer = await self.backend.run(request)
-        except CheckFailed as error:
-            raise StatementFault(f"the statement `{goal.name}` alone does not compile: {error}") from error
+        answer = await self.backend.run(LeanRequest(header, body, probe, caller=caller, probe_always=True))
         errors = answer.errors + [message for message in answer.probe or () if message.is_error]
         if errors:
             first = _one_line(errors[0].data)
@@ -261,6 +270,13 @@ class _Verdicts:
             file_hash=self._file_hash,
             seconds=current_time() - self._started if self.seconds is None else self.seconds,
         )
+
+    def of_failure(self, error: CheckFailed) -> Verdict:
+        """Tell how Lean did not get through."""
+        for cause, kind, words in _FAILURES:
+            if isinstance(error, cause):
+                return self.make(kind, str(error), f"error: Lean {words}")
+        raise error
 
 
 def prepare(code: str, statement: Statement, header: str) -> Prepared | Verdict:

@@ -88,8 +88,8 @@ class Verifier:
         """Find out whether a statement compiles by itself; asks Lean once for each.
 
         Returns:
-            A verdict of kind `bad_statement`, with Lean's words, or `infrastructure` where that is not known now; any
-            other kind says that the statement is sound.
+            A verdict of kind `bad_statement` with Lean's words; `sorry` or `proved` of a sound statement; else how it
+            was not found out: `infrastructure`, which is asked again, or Lean's `timeout`, `out_of_memory` or `crash`.
         """
         key = self._key("", statement)
         known = await self._known(self._examined, key)

@@ -8,6 +8,7 @@ from fd_async.errors import VerifierError
 from fd_async.types import Statement
 from fd_async.verifier.backend import (
     CheckCrash,
+    CheckFailed,
     CheckOutOfMemory,
     CheckTimeout,
     HeaderRefused,
@@ -182,17 +183,20 @@ async def test_the_output_never_exceeds_the_models_budget() -> None:
     assert len(verdict.reason) <= 200
 
 
-@pytest.mark.parametrize(("timeouts", "kind"), [(1, "sorry"), (2, "bad_statement")])
-async def test_a_statement_is_blamed_for_time_it_needs_twice(timeouts: int, kind: str) -> None:
-    """A machine that stands still once is not its fault."""
+@pytest.mark.parametrize(
+    ("failure", "kind"),
+    [(CheckTimeout("slow"), "timeout"), (CheckOutOfMemory("big"), "out_of_memory"), (CheckCrash("bang"), "crash")],
+)
+async def test_a_statement_is_blamed_by_leans_words_alone(failure: CheckFailed, kind: str) -> None:
+    """Time and memory, which a model's other files can take away, drop no attempt at a good statement."""
 
-    class Slow(ScriptedLean):
-        left = timeouts
-
+    class Starved(ScriptedLean):
         async def run(self, request: LeanRequest) -> LeanAnswer:
-            if self.left:
-                self.left -= 1
-                raise CheckTimeout("slow")
-            return await super().run(request)
+            if request.probe_always:
+                raise failure
+            return LeanAnswer([Message("fake_error", "error", Position(1, 0))], 0, 0.0)
 
-    assert (await Judge(Slow(), "", frozenset(AXIOMS), 2400).examine(STATEMENT)).kind == kind
+    judge = Judge(Starved(), "", frozenset(AXIOMS), 2400)
+    assert (await judge.examine(STATEMENT)).kind == kind
+    verdict = await judge.judge(proof("exact Or.inl hp"), STATEMENT)
+    assert (verdict.kind, verdict.reason) == ("failed", "fake_error"), "an error in the line of the statement"
