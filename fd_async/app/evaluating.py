@@ -32,6 +32,7 @@ from fd_async.data.ledger.evaluated import read_evaluated
 from fd_async.data.sources import read_suites
 from fd_async.errors import ConfigError, PreflightError
 from fd_async.evaluation import (
+    TOOLCHAIN,
     Identity,
     Known,
     Outcome,
@@ -132,7 +133,7 @@ class _Work:
         async with open_ledger(folder / "ledger.db", max_gib=gib, oldest_checkpoint=lambda: step) as ledger:
             await anyio.to_thread.run_sync(self._claim, own)
             known = await anyio.to_thread.run_sync(self._known, suites)
-            results = await self._attempt(suites, known, renderer, ledger)
+            results = await self._attempt(suites, known, renderer, ledger, own)
         hashes = {suite: str(own[f"statements of {suite}"]).removeprefix("sha256 ") for suite in suites}
         written = document(
             results, model=config.model.path, step=self._subject.step, hashes=hashes, tools=has_tools(config)
@@ -144,6 +145,7 @@ class _Work:
     def _claim(self, own: Identity) -> None:
         """Refuse what an earlier call began otherwise; else note what this one depends on. Holds the ledger's lock."""
         path, config = self._folder / OWN_FILE, self._config
+        before: Identity = {}
         if path.exists():
             try:
                 before = msgspec.json.decode(path.read_bytes(), type=Identity)
@@ -155,8 +157,8 @@ class _Work:
                     f"{self._folder} holds another evaluation: {'; '.join(changed)}: name another folder with --out, "
                     "or delete this one"
                 )
-        else:
-            replace_file(path, msgspec.json.format(msgspec.json.encode(own)) + b"\n")
+        if not own.keys() <= before.keys():
+            replace_file(path, msgspec.json.format(msgspec.json.encode(before | own)) + b"\n")
         replace_file(self._folder / "config.toml", dump_toml(config).encode())
 
     def _known(self, suites: Mapping[str, Sequence[Statement]]) -> dict[str, Known]:
@@ -181,6 +183,7 @@ class _Work:
         known: Mapping[str, Known],
         renderer: Renderer,
         ledger: Ledger,
+        own: Identity,
     ) -> list[SuiteResult]:
         """Make the attempts that are missing, if any, and return what all of them say."""
         config, samples = self._config, self._config.eval.samples
@@ -199,6 +202,7 @@ class _Work:
             verifier = await stack.enter_async_context(
                 open_verifier(config.verifier, output_chars=config.rollout.tool_output_chars)
             )
+            await anyio.to_thread.run_sync(self._claim, own | {TOOLCHAIN: verifier.toolchain})
             self._say(f"starting vLLM with {config.model.path} (minutes for a large model)")
             engine = await stack.enter_async_context(
                 serve(config, renderer, self._folder / "logs", on_event=lambda kind, text: self._say(redact(text)))

@@ -11,11 +11,12 @@ whatever the number of samples, so that more of them extend an evaluation; a tic
 on the ticket alone.
 """
 
-from fd_async.evaluation.identity import Identity, differences, identity
+from fd_async.evaluation.identity import TOOLCHAIN, Identity, differences, identity
 from fd_async.evaluation.result import Outcome, SuiteResult, Tally, document
 from fd_async.evaluation.suite import Known, evaluate_suite, tally_of
 
 __all__ = [
+    "TOOLCHAIN",
     "Identity",
     "Known",
     "Outcome",

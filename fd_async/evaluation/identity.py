@@ -6,7 +6,7 @@ Left out is what changes their number (samples, k) or their speed (engine, worke
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fd_async.config.schema import RunConfig
@@ -17,6 +17,8 @@ from fd_async.types import Statement
 Identity = dict[str, Any]
 """Key, as people know it -> value."""
 
+TOOLCHAIN = "toolchain"
+"""Key of what judges, which is known once the verifier is open: a call that only prints has none."""
 COMPARED = (
     "run.seed",
     "model.dtype",
@@ -46,17 +48,24 @@ def identity(
     found: Identity = {"model": f"sha256 {model_hash}", "template": f"sha256 {_template_hash(renderer)}"}
     for suite, statements in suites.items():
         found[f"statements of {suite}"] = f"sha256 {statements_hash(statements)}"
-        names = "\0".join(statement.name for statement in statements)
-        found[f"order of {suite}"] = f"sha256 {hashlib.sha256(names.encode()).hexdigest()}"
+        found[f"order of {suite}"] = _hash_of(statement.name for statement in statements)
+        found[f"headers of {suite}"] = _hash_of(statement.header for statement in statements)  # as prompts show them
     return found | {key: _value(config, key) for key in COMPARED}
 
 
 def differences(before: Identity, now: Identity) -> list[str]:
-    """Say in what they differ, one short text per key."""
+    """Say in what they differ, one short text per key; a toolchain that one side does not know is no difference."""
+    judged_by = {TOOLCHAIN: before.get(TOOLCHAIN, now.get(TOOLCHAIN))}
+    before, now = judged_by | before, judged_by | now
     keys = dict.fromkeys([*now, *before])
     return [
         f"{key} was {_shown(before, key)} and is {_shown(now, key)}" for key in keys if before.get(key) != now.get(key)
     ]
+
+
+def _hash_of(texts: Iterable[str]) -> str:
+    digest = hashlib.sha256("\0".join(texts).encode())
+    return f"sha256 {digest.hexdigest()}"
 
 
 def _value(config: RunConfig, key: str) -> Any:

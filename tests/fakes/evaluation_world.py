@@ -77,6 +77,7 @@ class NumberJudge:
     """Proved is what has an even sum of squares of digits; what `failure` names is not judged."""
 
     def __init__(self) -> None:
+        self.toolchain = "leanprover/lean4:v4.9.0"
         self.failure: Callable[[str], bool] = lambda caller: False
         self.bad = Verdict(kind="bad_statement", reason="unknown constant")
         self.bad_names: set[str] = set()

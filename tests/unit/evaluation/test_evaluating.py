@@ -187,6 +187,26 @@ def test_other_statements_are_refused(world: World) -> None:
     assert ": order of s was sha256 " in str(refusal(world))
 
 
+def test_another_spelling_of_the_headers_is_refused(world: World) -> None:
+    """It names the same statements, and makes other prompts."""
+    path = world.root / "s.jsonl"
+    rows = [json.loads(line) | {"header": "import A -- a comment"} for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    world.evaluate()
+    assert ": headers of s was sha256 " in str(refusal(world, data={"headers": "keep"}))
+
+
+def test_another_lean_does_not_continue(world: World) -> None:
+    """Verdicts of two toolchains are no evaluation of either; what is complete is printed under any."""
+    first = world.evaluate()
+    world.judge.toolchain = "leanprover/lean4:v4.28.0"
+    assert world.evaluate().document == first.document
+    error = refusal(world, eval={"samples": 5})
+    assert isinstance(error, ConfigError)
+    assert ": toolchain was 'leanprover/lean4:v4.9.0' and is 'leanprover/lean4:v4.28.0': " in str(error)
+    assert len(world.rollouts()) == 24
+
+
 def test_attempts_that_infrastructure_failed_are_no_unsolved_statements(world: World) -> None:
     """Tried twice, counted apart, left out of pass@k; `retry_failed` makes them again and only them."""
     whole = world.evaluate("whole").document
