@@ -83,6 +83,8 @@ def table(found: Evaluated) -> str:
         if result.failures:
             causes = ", ".join(f"{cause} {num}" for cause, num in sorted(result.failures.items()))
             lines.append(f"{result.suite}: no verdict, and counted neither as solved nor as unsolved: {causes}")
+            least = ", ".join(f"pass@{k} {result.if_unsolved(k):.4f}" for k in result.pass_at if k <= result.samples)
+            lines.append(f"{result.suite}: were all of these unsolved: {least}")
     return "\n".join(lines)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from msgspec import Struct
 
-from fd_async.analysis.passk import Estimate, estimate_pass_at_k
+from fd_async.analysis.passk import Estimate, estimate_pass_at_k, pass_at_k
 from fd_async.data.ledger.evaluated import EvaluatedAttempt
 from fd_async.types import Rollout, Statement
 
@@ -71,6 +72,11 @@ class SuiteResult(Struct, frozen=True, kw_only=True):
     def num_usable(self, k: int) -> int:
         """Return how many statements have k attempts with a verdict; the others are left out of pass@k."""
         return sum(judged >= k for judged, _ in self.counts.values())
+
+    def if_unsolved(self, k: int) -> float:
+        """Return pass@k, k <= samples, with every attempt without a verdict as unsolved: the least that it can be."""
+        values = [pass_at_k(self.samples, solved, k) for _, solved in self.counts.values()]
+        return math.fsum(values) / len(values)
 
     def metrics(self) -> dict[str, float | None]:
         """Return `eval/SUITE/...` keys."""

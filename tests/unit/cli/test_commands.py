@@ -224,6 +224,7 @@ def test_evaluation_ends_with_one_json_line(
     assert msgspec.json.decode(lines[-1])["eval/test/pass@1"] == 0.5
     assert [line.split()[:3] for line in lines[1:3]] == [["test", "1", "0.5000"], ["test", "8", "-"]]
     assert "neither as solved nor as unsolved: engine 2" in lines[3]
+    assert lines[4] == "test: were all of these unsolved: pass@1 0.3750"
 
 
 def test_more_k_than_samples_is_refused_and_tools_go_off(
