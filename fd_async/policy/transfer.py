@@ -93,7 +93,9 @@ class Preparation:
             _repack_heads(self._model)
 
     def _run(self, staged: StagedWeights, stamp: FileStamp, twin_bytes: int | None) -> None:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)  # requests go first
+        thread = threading.get_native_id()
+        niceness = max(_NICENESS, os.getpriority(os.PRIO_PROCESS, thread))  # only root may lower it
+        os.setpriority(os.PRIO_PROCESS, thread, niceness)  # requests go first
         try:
             self._prepare(staged, stamp, twin_bytes)
         except BaseException as error:  # raised again by `wait`, in the thread that answers the controller
