@@ -130,10 +130,12 @@ def _compared(out: Path, seed: int) -> Path:
 async def _find_pair(out: Path, sizes: Sizes, seed: int, engine: Engine) -> None:
     data = _some_statements(out, sizes.scaling_statements)
     curve = [(end.step, end.values["train/pass_rate"]) for end in windows(rows_of(out, "grpo", seed))]
+    rates = {end.step: end.values["train/pass_rate"] for end in windows(rows_of(out, "fd", seed))}
+    if not curve or not rates:
+        return  # too short to have an accuracy
     best = max(curve, key=lambda point: point[1])[0]
     grpo_step = nearest_step(_steps(out, "grpo", seed), {best: 0.0}, 0.0)
     goal = (await _evaluate(out, sizes, ("grpo", grpo_step), seed, data, engine))[1]
-    rates = {end.step: end.values["train/pass_rate"] for end in windows(rows_of(out, "fd", seed))}
     steps, target = _steps(out, "fd", seed), goal
     for _ in range(TRIES):
         step = nearest_step(steps, rates, target)
