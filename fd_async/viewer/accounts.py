@@ -40,9 +40,10 @@ def books(rows: Sequence[Row], status: Mapping[str, Any]) -> list[dict[str, Any]
         rows: as `merge_rows` gives them; seconds are those of all processes up to the last row.
         status: of status.json.
     """
+    outcomes = status.get("tokens")
     tokens = [
         {"name": line["name"], "text": f"{line['tokens']:,.0f}", "share": line["share"], "ok": line["ok"]}
-        for line in accounting(rows, status.get("tokens") or {})
+        for line in accounting(rows, outcomes if isinstance(outcomes, dict) else {})
     ]
     made = [
         ("Generated tokens", "training attempts", tokens),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from fd_async.analysis.passk import wilson_interval
 from fd_async.telemetry.metrics import METRICS
@@ -44,6 +44,7 @@ LEARNING = {
 """What says whether the run learns; the other charts say whether it is healthy."""
 
 _MOST_POINTS = 2000
+_MAX_STEP = 10**12
 
 TOTALS = {metric.key for metric in METRICS if metric.total and not metric.key.startswith("proofs/")}
 """Drawn as growth per step. How many distinct names were found is drawn as it is (paper figure 3)."""
@@ -57,13 +58,25 @@ TIME_PARTS = (
 )
 
 
+def is_number(value: object) -> TypeGuard[float]:
+    """Say whether a value is a number that can be drawn and sent on: finite, in 64 bits, and no bool."""
+    bound = 2**63 if isinstance(value, int) else 1e300
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < bound
+
+
+def is_step(value: object) -> TypeGuard[int]:
+    """Say whether a value is the step of a row."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MAX_STEP
+
+
 def merge_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Return one row per step in order; of two rows of a step, later values that are not null win."""
+    """Return one row per step in order; of two rows of a step, later numbers win. What is no number becomes None."""
     merged: dict[int, dict[str, Any]] = {}
     for row in rows:
-        step = int(row.get("step") or 0)
-        known = merged.setdefault(step, {"step": step})
-        known.update({key: value for key, value in row.items() if value is not None or key not in known})
+        if is_step(step := row.get("step", 0)):
+            known = merged.setdefault(step, {"step": step})
+            found = {key: value if is_number(value) else None for key, value in row.items()}
+            known.update({key: value for key, value in found.items() if value is not None or key not in known})
     return [merged[step] for step in sorted(merged)]
 
 
@@ -161,7 +174,8 @@ def evaluation(rows: Sequence[Row]) -> dict[str, Any]:
         for key in keys:
             value, suite = row.get(key), key.rpartition("/")[0]
             num = row.get(f"{suite}/statements")
-            interval = wilson_interval(round(value * num), num) if value is not None and num and _at_1(key) else None
+            known = value is not None and 0 <= value <= 1 and num is not None and num >= 1 and _at_1(key)
+            interval = wilson_interval(round(value * num), round(num)) if known else None
             cells.append({"value": value, "interval": interval})
         if any(cell["value"] is not None for cell in cells):
             table.append({"step": row["step"], "cells": cells})
@@ -183,7 +197,11 @@ def accounting(rows: Sequence[Row], outcomes: Mapping[str, int]) -> list[dict[st
     if row is None:
         return []
     generated, trained, dropped = (row.get(f"tokens/{name}") or 0 for name in ("generated", "trained", "dropped"))
-    causes = {name: tokens for name, tokens in sorted(outcomes.items()) if name.startswith("dropped:") and tokens}
+    causes = {
+        name: tokens
+        for name, tokens in sorted(outcomes.items())
+        if name[:8] == "dropped:" and is_number(tokens) and tokens
+    }
     if sum(causes.values()) != dropped:
         causes = {"dropped": dropped}
     queued, rest = row.get("tokens/queued"), generated - trained - dropped

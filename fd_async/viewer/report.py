@@ -14,7 +14,6 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from markupsafe import Markup
 
 from fd_async.data.ledger import read_attempts
@@ -24,6 +23,7 @@ from fd_async.telemetry.sinks import read_rows, replace_file
 from fd_async.viewer.assets import embed, render, script, style
 from fd_async.viewer.attempts import attempt
 from fd_async.viewer.curves import merge_rows
+from fd_async.viewer.documents import Document
 from fd_async.viewer.summary import period, summary
 
 DEFAULT_ATTEMPTS = 300
@@ -35,7 +35,7 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
     Blocks for up to some seconds: call it in a thread.
 
     Raises:
-        PreflightError: if `run_dir` is no run folder.
+        PreflightError: if `run_dir` is no run folder, or a file in it is no JSON.
         LedgerError: if the ledger is there and unreadable.
     """
     config_text = read_config(run_dir)
@@ -44,8 +44,8 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
     ledger = run_dir / "ledger.db"
     limit = config.get("telemetry", {}).get("report_attempts", DEFAULT_ATTEMPTS)
     records = read_attempts(ledger, limit) if ledger.exists() else []
-    status = _object(run_dir / "status.json")
-    shown = summary(config, rows, status, _object(run_dir / "result.json"))
+    status, result = _document(run_dir / "status.json"), _document(run_dir / "result.json")
+    shown = summary(config, rows, status, result)
     more = len(records) >= limit
     shown["totals"].append(("attempts below, the rest in ledger.db" if more else "attempts", f"{len(records)}"))
     code = script("report")
@@ -78,5 +78,9 @@ def read_config(run_dir: Path) -> str:
         raise PreflightError(f"{run_dir}: no config.toml there, so it is not a run folder; give runs/NAME") from None
 
 
-def _object(path: Path) -> dict[str, Any]:
-    return msgspec.json.decode(path.read_bytes(), type=dict[str, Any]) if path.exists() else {}
+def _document(path: Path) -> dict[str, Any]:
+    document = Document(path)
+    document.refresh()
+    if document.error:
+        raise PreflightError(f"{path.parent}: {document.error}; remove that file")
+    return document.value

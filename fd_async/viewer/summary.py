@@ -10,7 +10,7 @@ from typing import Any, TypeGuard
 from fd_async.telemetry.progress import duration, percent, short
 from fd_async.telemetry.redact import redact
 from fd_async.viewer.accounts import books
-from fd_async.viewer.curves import charts, evaluation, points, total
+from fd_async.viewer.curves import charts, evaluation, is_number, points, total
 
 _ENDED = ("done", "failed", "stopped", "interrupted")
 _SILENT_S = 30.0
@@ -43,7 +43,7 @@ def summary(
 def standing(status: Mapping[str, Any], now: float) -> dict[str, Any]:
     """Return how the run stands at this moment, from status.json."""
     phase = str(status.get("phase") or "")
-    silent_s = max(0.0, now - status["updated_at"]) if _is_number(status.get("updated_at")) else None
+    silent_s = max(0.0, now - status["updated_at"]) if is_number(status.get("updated_at")) else None
     waits = status.get("waits")
     return {
         "phase": phase,
@@ -68,7 +68,7 @@ def suites(result: Mapping[str, Any]) -> dict[str, Any]:
     lines = []
     for suite in found:
         measured = [_table(suite, "pass_at").get(str(k)) for k in ks]
-        measured = [cell if isinstance(cell, list) and all(map(_is_number, cell)) else None for cell in measured]
+        measured = [cell if isinstance(cell, list) and all(map(is_number, cell)) else None for cell in measured]
         cells = [{"value": cell[0] if cell else None, "interval": (cell or ())[1:3] or None} for cell in measured]
         lines.append({"label": str(suite.get("suite")), "cells": cells})
     return {"columns": [f"pass@{k}" for k in ks], "rows": lines}
@@ -77,8 +77,10 @@ def suites(result: Mapping[str, Any]) -> dict[str, Any]:
 def period(run_dir: Path, status: Mapping[str, Any]) -> str:
     """Return when the run's last process began and was last heard of, local time."""
     metrics, config = run_dir / "metrics.jsonl", run_dir / "config.toml"
-    end = status.get("updated_at") or (metrics if metrics.exists() else config).stat().st_mtime
-    start = end - status["elapsed_s"] if "elapsed_s" in status else config.stat().st_mtime
+    end, lasted = status.get("updated_at"), status.get("elapsed_s")
+    if not _is_moment(end):
+        end = (metrics if metrics.exists() else config).stat().st_mtime
+    start = end - lasted if _is_moment(lasted) and lasted <= end else config.stat().st_mtime
     shown = [time.strftime("%Y-%m-%d %H:%M", time.localtime(moment)) for moment in (start, end)]
     return f"{shown[0]} – {shown[1]} ({duration(max(0.0, end - start))})"
 
@@ -153,11 +155,11 @@ def _figures(status: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("attempts under way", "outstanding", short),
         ("room for more", "capacity", short),
     )
-    return [(label, show(value)) for label, key, show in wanted if _is_number(value := status.get(key))]
+    return [(label, show(value)) for label, key, show in wanted if is_number(value := status.get(key))]
 
 
-def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _is_moment(seconds: Any) -> TypeGuard[float]:
+    return is_number(seconds) and 0 <= seconds < 1e11
 
 
 def _table(source: Mapping[str, Any], key: str) -> Mapping[str, Any]:

@@ -13,12 +13,9 @@ from msgspec import Struct
 
 from fd_async.errors import ConfigError, PreflightError
 from fd_async.telemetry.sinks import read_rows
-from fd_async.viewer.curves import merge_rows
+from fd_async.viewer.curves import is_step, merge_rows
 
 _STEP = re.compile(r"step_(\d+)\Z")
-_TOO_LARGE = 1e300
-"""From here on a value is no measurement and no axis can show it; NaN is not below it either."""
-_MAX_STEP = 10**12
 _MAX_ORIGINS = 16
 """Longest chain of `model.init_from` that is followed; also ends a circle."""
 
@@ -114,8 +111,7 @@ def read_run(folder: Path) -> Run:
     except OSError as error:
         raise PreflightError(f"{folder}: cannot read the run: {error.strerror or error}") from error
     for number, row in enumerate(rows, start=1):
-        step = row.get("step")
-        if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step <= _MAX_STEP:
+        if not is_step(step := row.get("step")):
             raise PreflightError(f"{metrics}: row {number} has no step but {step!r}; remove that line")
     problem = "" if rows else ("metrics.jsonl has no row yet" if metrics.is_file() else "there is no metrics.jsonl")
     start = first_step(settings, folder)
@@ -150,7 +146,7 @@ def points(run: Run, key: str, *, per_step: bool = False) -> list[tuple[int, flo
     found = []
     for row in run.rows:
         value, step = row.get(key), row["step"]
-        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _TOO_LARGE:
+        if value is None:
             continue
         if not per_step:
             found.append((run.start + step, float(value)))

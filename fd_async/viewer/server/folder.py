@@ -5,24 +5,22 @@
 
 from __future__ import annotations
 
+import bisect
 import json
-import math
 import os
 import time
 import tomllib
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
-
-import msgspec
 
 from fd_async.data.ledger.browsing import read_mark
 from fd_async.errors import LedgerError
 from fd_async.telemetry.redact import redact
-from fd_async.viewer.curves import merge_rows
+from fd_async.viewer.curves import is_step, merge_rows
+from fd_async.viewer.documents import Document
 from fd_async.viewer.report import read_config
 from fd_async.viewer.summary import period, standing, summary
-
-_Stamp = tuple[int, int, int]
 
 
 class Rows:
@@ -52,7 +50,9 @@ class Rows:
             return False
         self._offset += len(whole) + 1
         added = [row for line in whole.split(b"\n") if (row := self._parse(line)) is not None]
-        self.rows = merge_rows([*self.rows, *added])
+        if added:
+            begin = bisect.bisect_left(self.rows, min(row["step"] for row in added), key=itemgetter("step"))
+            self.rows[begin:] = merge_rows([*self.rows[begin:], *added])
         return True
 
     def _begin_anew_if_replaced(self, fd: int) -> None:
@@ -70,37 +70,10 @@ class Rows:
             row = json.loads(line)
         except (ValueError, RecursionError):
             row = None
-        step = row.get("step", 0) if isinstance(row, dict) else None
-        if not isinstance(row, dict) or not isinstance(step, int):
+        if not isinstance(row, dict) or not is_step(row.setdefault("step", 0)):
             self.bad_lines.append(self._num_lines)
             return None
-        return {key: value if _is_finite(value) else None for key, value in row.items()}
-
-
-class Document:
-    """A JSON object that is replaced as a whole."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._stamp: _Stamp | None = None
-        self.value: dict[str, Any] = {}
-        self.error = ""
-
-    def refresh(self) -> bool:
-        """Read the file where it changed; say whether it did."""
-        try:
-            stat = self._path.stat()
-            stamp = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
-            if stamp == self._stamp:
-                return False
-            self.value, self.error = msgspec.json.decode(self._path.read_bytes(), type=dict[str, Any]), ""
-            self._stamp = stamp
-        except FileNotFoundError:
-            return False
-        except (msgspec.MsgspecError, OSError) as error:
-            self.error = f"{self._path.name} cannot be read: {error}"
-            return False
-        return True
+        return row
 
 
 class RunFolder:
@@ -175,7 +148,3 @@ class RunFolder:
 def has_ledger(path: Path) -> bool:
     """Say whether there is anything to open: a run makes the file before its first attempt."""
     return path.exists() and path.stat().st_size > 0
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

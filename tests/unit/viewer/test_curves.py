@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from fd_async.viewer.curves import accounting, charts, evaluation, increments, merge_rows, total
@@ -11,6 +12,15 @@ def test_two_rows_of_a_step_become_one() -> None:
     """A null never hides a value that is known."""
     rows = merge_rows([{"step": 2, "loss": 1.0}, {"step": 1}, {"step": 2, "loss": None, "eval/a/pass@1": 0.5}])
     assert rows == [{"step": 1}, {"step": 2, "loss": 1.0, "eval/a/pass@1": 0.5}]
+
+
+def test_what_is_no_number_becomes_a_gap_and_a_row_without_a_step_is_left_out() -> None:
+    """Whatever stands in the file, every number after this can be drawn and sent."""
+    odd: list[Any] = ["low", [1], {}, True, math.nan, math.inf, 1e301, 10**400, -(2**63)]
+    rows = merge_rows([{"step": 1, "loss": value} for value in odd])
+    assert rows == [{"step": 1, "loss": None}]
+    assert merge_rows([{"step": step} for step in ("x", None, -1, 0.5, True, 10**13)]) == []
+    assert merge_rows([{"step": 1, "loss": 2.0}, {"step": 1, "loss": math.nan}]) == [{"step": 1, "loss": 2.0}]
 
 
 def test_a_chart_has_only_points_with_values_and_empty_charts_are_left_out() -> None:

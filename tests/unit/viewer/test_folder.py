@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from fd_async.data.ledger.files import LAYOUT
+from fd_async.errors import PreflightError
 from fd_async.viewer.curves import thin
+from fd_async.viewer.report import write_report
 from fd_async.viewer.server.folder import RunFolder
 from tests.fakes.run_folder import CONFIG, write_run
 
@@ -134,6 +138,39 @@ def test_a_status_that_is_rubbish_is_said_until_it_is_whole(run: Path) -> None:
     now = folder.refresh()
     assert (now["phase"], now["flow"], now["waits"], now["alarms"], now["figures"]) == ("running", [], [], {}, [])
     assert now["notices"] == []
+
+
+ODD = ("", "x", None, True, 0, -1, 10**30, -(10**400), 1e308, [], [[]], {}, {"a": None}, {"dropped:x": "y"}, [{"k": 1}])
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_no_rubbish_in_any_file_stops_the_page(run: Path, seed: int) -> None:
+    """Every value of another kind or size is left out or named; what the page asks for is JSON."""
+    rng = random.Random(seed)
+    keys = (
+        "phase updated_at elapsed_s step max_steps pass_rate usd eta_s batch stages waits alarms dropped tokens error"
+    )
+    columns = "step loss train/pass_rate tokens/generated tokens/dropped time/step_s usd/trained feedback/usd"
+    columns += (
+        " eval/a/pass@1 eval/a/statements eval/a/pass@0 alarms/rollback_to proofs/lemmas_total learner/learning_s"
+    )
+    (run / "status.json").write_text(json.dumps({key: rng.choice(ODD) for key in keys.split() if rng.random() < 0.5}))
+    (run / "result.json").write_text(json.dumps({"suites": rng.choice(ODD)}))
+    for _ in range(4):
+        append(
+            run, json.dumps({key: rng.choice([*ODD, 3, 0.5]) for key in columns.split() if rng.random() < 0.7}) + "\n"
+        )
+    folder = RunFolder(run)
+    msgspec.json.encode([folder.refresh(), folder.overview(), folder.refresh()])
+
+
+@pytest.mark.parametrize("name", ["status.json", "result.json"])
+def test_a_file_that_nests_without_end_is_said(run: Path, name: str) -> None:
+    """Neither the page nor the report falls over it."""
+    (run / name).write_text('{"a":' * 100_000)
+    assert f"{name} cannot be read" in RunFolder(run).refresh()["notices"][0]
+    with pytest.raises(PreflightError, match=f"{name} cannot be read"):
+        write_report(run)
 
 
 def test_a_run_that_fell_silent_is_told_from_one_that_goes_on(run: Path) -> None:
