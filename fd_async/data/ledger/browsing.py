@@ -10,10 +10,10 @@ import sqlite3
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from fd_async.data.ledger.files import reading
 
@@ -22,6 +22,7 @@ _LOCK_S = 1.0
 _FEW_STEPS = 20
 _SOURCE = "CASE purpose WHEN 'eval' THEN 'eval/' || suite ELSE purpose END"
 _KIND = f"{_SOURCE}, verdict, ended, outcome"
+Step = Annotated[int, Meta(ge=0, le=2**62)]
 Cube = dict[tuple[str, ...], int]
 
 
@@ -35,13 +36,13 @@ class Filter(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How it ended, or its named failure."""
     outcome: str = ""
     """`queued`, `trained`, `evaluated` or `dropped:CAUSE`."""
-    scored: str = ""
+    scored: Literal["", "yes", "no"] = ""
     """`yes` or `no`: whether the learner kept its token scores."""
-    first_step: int | None = None
-    last_step: int | None = None
+    first_step: Step | None = None
+    last_step: Step | None = None
     name: str = ""
     """Of the statement, exactly."""
-    words: str = ""
+    words: Annotated[str, Meta(max_length=500)] = ""
     """All of them, anywhere in the name of the statement; case of ASCII letters is ignored."""
 
 

@@ -78,7 +78,7 @@ class Guard:
         if not self._token and host not in self._names:
             raise web.HTTPForbidden(text=f"this page is not served as {host!r}: use http://localhost\n")
         origin = request.headers.get("Origin")
-        if origin is not None and urlsplit(origin).netloc != request.headers.get("Host"):
+        if origin is not None and origin.partition("://")[2] != request.headers.get("Host"):
             raise web.HTTPForbidden(text="another site's page may not read this one\n")
         site, mode = (request.headers.get(f"Sec-Fetch-{what}") for what in ("Site", "Mode"))
         if site in ("cross-site", "same-site") and (mode != "navigate" or request.path.startswith("/api/")):

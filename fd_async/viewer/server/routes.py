@@ -36,6 +36,8 @@ _PAGE = 100
 _FRESH_S = 0.5
 """Within this time all viewers get the same answer, so that ten of them cost what one does."""
 _THREADS = 4
+_MOST_DIGITS = 18
+"""Of a number in an address; SQLite's go to 64 bits."""
 T = TypeVar("T")
 
 
@@ -179,7 +181,7 @@ def _filter(request: web.Request) -> Filter:
 
 def _number(request: web.Request, name: str) -> int | None:
     text = request.query.get(name, "")
-    if text and not text.isdecimal():
+    if text and not (text.isdecimal() and len(text) <= _MOST_DIGITS):
         raise web.HTTPBadRequest(text=msgspec.json.encode({"error": f"{name}: {text!r} is not a number"}).decode())
     return int(text) if text else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import subprocess
@@ -102,6 +103,20 @@ async def test_what_the_address_may_not_say_is_refused_in_one_line(run: Path) ->
                 assert said in (await answer.json(content_type=None))["error"]
 
 
+@pytest.mark.parametrize(
+    "query",
+    [
+        f"first_step=1{'0' * 30}", f"last_step={2**63}", "first_step=-1", f"before={'9' * 19}", f"before={'9' * 5000}",
+        f"words={'a+' * 1000}", "scored=maybe", "limit=-1",
+    ],
+)  # fmt: skip
+async def test_numbers_and_searches_beyond_all_measure_are_refused(run: Path, query: str) -> None:
+    """They are the reader's mistake, and no error of the ledger or the server."""
+    async with client_of(run) as client, client.get(f"/api/attempts?{query}") as answer:
+        assert answer.status == 400
+        assert "not a " in json.loads(await answer.text())["error"]
+
+
 async def test_nothing_but_get_is_answered(run: Path) -> None:
     """There is nothing to change."""
     async with client_of(run) as client:
@@ -133,6 +148,7 @@ async def test_names_of_this_machine_are_answered_whatever_the_port(run: Path, h
     [
         ({"Origin": "http://evil.example"}, "/api/status", 403),
         ({"Origin": "null"}, "/api/status", 403),
+        ({"Origin": "http://["}, "/api/status", 403),
         ({"Origin": "http://localhost:1"}, "/api/status", 403),
         ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}, "/page.js", 403),
         ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}, "/api/status", 403),
