@@ -4,7 +4,7 @@ const ticks = (low, high, wanted) => {
   const raw = (high - low) / wanted, power = 10 ** Math.floor(Math.log10(raw));
   const step = [1, 2, 2.5, 5, 10].map((m) => m * power).find((s) => s >= raw * 0.999);
   const out = [];
-  for (let k = Math.ceil(low / step - 1e-9); k * step <= high + step * 1e-9; k += 1) out.push(k * step);
+  for (let k = Math.ceil(low / step - 1e-9); k * step <= high + step * 1e-9 && out.length <= 2 * wanted; k += 1) out.push(k * step);
   return out;
 };
 const smooth = (points, width) => points.map(([x], i) => {
@@ -46,7 +46,7 @@ function chart(spec) {
   }
   for (const x of ticks(x0, x1, 5)) {
     const inside = px(x) < W - 4 * RIGHT;
-    if (Number.isInteger(x)) root.append(svg("text", { x: inside ? px(x) : W - 1, y: H - 4, "text-anchor": inside ? "middle" : "end" }, String(x)));
+    if (Number.isInteger(x) && x >= 0) root.append(svg("text", { x: inside ? px(x) : W - 1, y: H - 4, "text-anchor": inside ? "middle" : "end" }, String(x)));
   }
   const window = Math.floor(Math.max(...series.map((one) => (one.smooth ? one.points.length : 0))) / 60);
   series.forEach((one, i) => {

@@ -108,7 +108,7 @@ function showFilter() {
   const [words_, steps] = [byId("words"), byId("steps")];
   if (document.activeElement !== words_) words_.value = wanted.words ?? "";
   const { first_step: first, last_step: last } = wanted;
-  if (document.activeElement !== steps) steps.value = first === undefined ? "" : first === last ? first : `${first}-${last ?? ""}`;
+  if (document.activeElement !== steps) steps.value = first === last ? first ?? "" : `${first ?? ""}-${last ?? ""}`;
   const chip = el("button", { type: "button", class: "chip", title: "Show all statements" }, el("span", { class: "lean", text: wanted.name ?? "" }), " ×");
   chip.addEventListener("click", () => want({ name: undefined }));
   byId("name-filter").replaceChildren(...(wanted.name ? [chip] : []));
@@ -117,9 +117,9 @@ function showFilter() {
     button.setAttribute("aria-pressed", String(wanted[button.dataset.facet] === button.dataset.value));
   }
 }
-function want(change) {
+function want(change, how = "pushState") {
   wanted = Object.fromEntries(Object.entries({ ...wanted, ...change }).filter(([, value]) => value));
-  writeAddress("pushState");
+  writeAddress(how);
   showFilter();
   load();
 }
@@ -163,7 +163,7 @@ function fillLine(node, line) {
     el("span", { class: "step", text: line.step ?? "–", title: "step" }),
     el("span", { class: "lean", text: line.name }),
     el("span", { class: "said" }, el("span", { class: verdictClass(line.verdict), text: words(line.verdict) }),
-      dropped ? null : el("span", { class: "muted", text: ` · ${words(line.ended)}` }), " · ",
+      el("span", { class: "muted", text: dropped ? " · " : ` · ${words(line.ended)} · ` }),
       el("span", { class: outcomeClass(line.outcome) || "muted", text: line.outcome === "evaluated" ? line.source : said_(line.outcome) })),
     el("span", { class: "muted gain", title: "mean of log p teacher − log p student, nats", text: line.gain === null ? "" : signed(line.gain) }));
   return node;
@@ -292,11 +292,11 @@ byId("clear").addEventListener("click", () => { wanted = {}; byId("words").value
 byId("search-form").addEventListener("submit", (event) => event.preventDefault());
 const typed = (input, read) => input.addEventListener("input", () => {
   clearTimeout(input.timer);
-  input.timer = setTimeout(() => { const change = read(input.value); if (change) want(change); }, TYPING_MS);
+  input.timer = setTimeout(() => { const change = read(input.value); if (change) want(change, "replaceState"); }, TYPING_MS);
 });
 typed(byId("words"), (text) => ({ words: text.trim() }));
 typed(byId("steps"), (text) => {
-  const found = text.trim().match(/^(\d*)\s*(-?)\s*(\d*)$/);
+  const found = text.trim().match(/^(\d{0,18})(?:\s*(-)\s*(\d{0,18}))?$/);
   byId("steps").setAttribute("aria-invalid", String(!found));
   return found && { first_step: found[1], last_step: found[2] ? found[3] : found[1] };
 });
