@@ -81,8 +81,10 @@ def curve(group: Group, place: int, panel: Panel, key: str) -> Curve | Missing:
     """
     found = [dict(points(run, key, per_step=panel.transform == "per step")) for run in group.runs]
     if not all(found):
-        empty = (run for run, values in zip(group.runs, found, strict=True) if not values)
-        return Missing(group.label, "; ".join(_why(run, key) for run in empty))
+        empty = [run for run, values in zip(group.runs, found, strict=True) if not values]
+        names = [f"{run.name}: " if len(group.runs) > 1 else "" for run in empty]
+        whys = (f"{name}{_why(run, key)}" for name, run in zip(names, empty, strict=True))
+        return Missing(group.label, "; ".join(whys))
     shared = sorted(set.intersection(*(set(values) for values in found)))
     if not shared:
         return Missing(group.label, f"its runs have {key} at no common step")
@@ -149,7 +151,7 @@ def running_mean(values: Sequence[float], half: int) -> list[float]:
 
 def _why(run: Run, key: str) -> str:
     if run.problem:
-        return f"{run.name}: {run.problem}"
+        return run.problem
     if "{" in key:
-        return f"{run.name}: evaluates no suite that is {'MiniF2F' if 'minif2f' in key else 'held out'} ({key})"
-    return f"{run.name}: no {key} in metrics.jsonl"
+        return f"evaluates no suite that is {'MiniF2F' if 'minif2f' in key else 'held out'}"
+    return f"no {key} in metrics.jsonl"

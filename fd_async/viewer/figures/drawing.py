@@ -168,9 +168,10 @@ def _line(place: Any, curve: Curve) -> None:
     if curve.low is not None and curve.high is not None:
         place.fill_between(curve.x, curve.low, curve.high, color=look["color"], alpha=0.16, linewidth=0)
     num = len(curve.x)
-    if curve.marks:
-        every: Any = max(1, num // 20) if num > 40 else 1
-    else:  # a few, at other places for other labels, so that a line can be told without its colour
+    every: Any = 1
+    if curve.marks and num > 40:
+        every = num // 20
+    elif num > 40:  # a few, at other places for other labels, so that a line can be told without its colour
         gap = max(1, num // 5)
         every = (gap * (curve.colour % len(_MARKS)) // len(_MARKS), gap)
     place.plot(curve.x, curve.y, linewidth=1.6, markersize=4.2, markevery=every, solid_joinstyle="round", **look)

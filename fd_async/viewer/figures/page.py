@@ -114,9 +114,12 @@ def _shown(one: Drawn, groups: Sequence[Group], image: bytes | None, form: str) 
 
 
 def _settings(figure: Figure, groups: Sequence[Group]) -> list[tuple[str, bool, str]]:
-    """Return per setting that the paper varies: its key, whether the labels differ in it, and the values."""
+    """Return per setting that the paper varies: its key, whether the labels differ in it, and the values.
+
+    A label alone is no comparison, and nothing need be said of it.
+    """
     shown = []
-    for key in figure.compares:
+    for key in figure.compares if len(groups) > 1 else ():
         labels: dict[str, list[str]] = {}
         for group in groups:
             labels.setdefault(group.setting(key), []).append(group.label)
