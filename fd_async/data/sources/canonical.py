@@ -11,21 +11,47 @@ import re
 from collections.abc import Iterable, Sequence
 
 from fd_async.data.sources.headers import normalise
+from fd_async.data.sources.lean_text import NotLean, without_comments
 from fd_async.errors import PreflightError
 from fd_async.types import Statement
 
-SALT = "fd_async/split/1"
+SALT = "fd_async/split/2"
 _ENDING = re.compile(r":=(by)?(sorry)?$")
-_NAMED = re.compile(r"\b(?:theorem|lemma)\s+[^\s:({\[⦃]+")
+_NAMED = re.compile(r"\b(?:theorem|lemma)\s+((?:«[^»]*»|[^\s:({\[⦃«])+)")
+_WORD = r"(?!(?:fun|in)\b)[^\W\d][\w'!?]*"
+_BINDERS = re.compile(
+    rf"[({{\[⦃]\s*({_WORD}(?:\s+{_WORD})*)\s*:(?!=)"
+    rf"|(?:[∀∃λ∑∏]!?|\bfun\b)\s*({_WORD}(?:\s+{_WORD})*)\s*(?::|,|=>|↦|∈|\bin\b|[<>≤≥≠])"
+)
+_HEAD = re.compile(rf"(?<![\w.'!?]){_WORD}")
+
+
+def stated(formal_statement: str) -> tuple[str, str]:
+    """Return the name that a statement states, empty where it states none, and all that follows; without comments."""
+    try:
+        text = without_comments(formal_statement)
+    except NotLean:
+        text = formal_statement
+    named = _NAMED.search(text)
+    return (named[1].rstrip("."), text[named.end() :]) if named else ("", text)
 
 
 def canonical(formal_statement: str) -> str:
-    """Reduce a statement to what it states: no name, no ending, no white space.
+    """Reduce a statement to what it states: no name, no comments, no ending, no white space, bound names numbered.
 
-    What stands in front of the name goes with it (doc comment, attributes).
+    What stands in front of the name goes with it (attributes). Names are those that a binder introduces anywhere in the
+    statement (`(x y : ℝ)`, `∀ x,`), numbered as they first occur; scopes are not looked at, so two statements that come
+    out equal differ in a one-to-one renaming.
     """
-    named = _NAMED.search(formal_statement)
-    return _ENDING.sub("", "".join(formal_statement[named.end() if named else 0 :].split()))
+    rest = stated(formal_statement)[1]
+    bound = {name for group in _BINDERS.finditer(rest) for name in (group[1] or group[2]).split()}
+    numbers: dict[str, str] = {}
+
+    def numbered(word: re.Match[str]) -> str:
+        return numbers.setdefault(word[0], f"#{len(numbers)}") if word[0] in bound else word[0]
+
+    rest = _HEAD.sub(numbered, rest)
+    return _ENDING.sub("", "".join(rest.split()))
 
 
 def place(formal_statement: str) -> str:
@@ -38,9 +64,9 @@ def split(
 ) -> tuple[list[Statement], list[Statement]]:
     """Cut a source into (train, test).
 
-    Of statements that are the same but for their names, the one with the smallest name counts. Test takes the smallest
-    places, train the largest, so a source that grows moves nothing from one into the other as long as something is
-    left between them. Both come back in the order of their places.
+    Of statements that are the same but for names, theirs and bound ones, the one with the smallest name counts. Test
+    takes the smallest places, train the largest, so a source that grows moves nothing from one into the other as long
+    as something is left between them. Both come back in the order of their places.
 
     Args:
         statements: of the source, in any order.

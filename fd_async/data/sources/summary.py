@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 
 from msgspec import Struct
 
-from fd_async.data.sources.canonical import canonical, statements_hash
+from fd_async.data.sources.canonical import canonical, stated, statements_hash
 from fd_async.data.sources.headers import normalise
 from fd_async.types import Statement
-
-_STATED = re.compile(r"\b(?:theorem|lemma)\s+([^\s:({\[⦃]+)")
 
 
 class Summary(Struct, frozen=True, kw_only=True):
@@ -32,7 +29,7 @@ class Summary(Struct, frozen=True, kw_only=True):
     longest_bytes: int
     """Of its header and text in UTF-8; no tokenizer needs more tokens than bytes."""
     twins: list[list[str]]
-    """Names of statements that are the same but for their names."""
+    """Names of statements that are the same but for names, theirs and bound ones."""
     renamed: list[str]
     """Names that differ from the one in the statement, which is the one that counts for Lean."""
     unstated: list[str]
@@ -45,10 +42,10 @@ def summarise(statements: Sequence[Statement]) -> Summary:
     renamed, unstated = [], []
     for row in statements:
         groups.setdefault(canonical(row.formal_statement), []).append(row.name)
-        stated = _STATED.search(row.formal_statement)
-        if stated is None:
+        name = stated(row.formal_statement)[0]
+        if not name:
             unstated.append(row.name)
-        elif stated[1].rstrip(".") != row.name:
+        elif name != row.name:
             renamed.append(row.name)
     longest = max(statements, key=num_bytes)
     return Summary(

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import random
 import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fd_async.data.sources.canonical import canonical, shared, split, statements_hash
+from fd_async.data.sources.canonical import canonical, place, shared, split, statements_hash
 from fd_async.data.sources.headers import normalise
 from fd_async.errors import PreflightError
 from fd_async.types import Statement
@@ -22,14 +25,17 @@ def make(ids: list[int], suffix: str = "") -> list[Statement]:
     ]
 
 
-def place_in_five_lines(text: str) -> str:
-    """As docs/data.md prints it."""
-    named = re.search(r"\b(?:theorem|lemma)\s+[^\s:({\[⦃]+", text)
-    rest = "".join(text[named.end() if named else 0 :].split())
-    rest = re.sub(r":=(by)?(sorry)?$", "", rest)
-    return hashlib.sha256(("fd_async/split/1\n" + rest).encode()).hexdigest()
+def published() -> Callable[[str], str]:
+    """Run what docs/data.md prints."""
+    page = (Path(__file__).parents[3] / "docs/data.md").read_text(encoding="utf-8")
+    (snippet,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, Any] = {"re": re, "hashlib": hashlib}
+    exec(snippet, names)
+    place: Callable[[str], str] = names["place"]
+    return place
 
 
+published_place = published()
 ids = st.lists(st.integers(0, 10_000), min_size=12, max_size=80, unique=True)
 
 
@@ -40,7 +46,7 @@ def test_the_split_is_that_of_the_published_rule_whatever_the_order(
 ) -> None:
     """Test takes the smallest places and train the largest."""
     rows = make(numbers)
-    ordered = sorted(rows, key=lambda row: place_in_five_lines(row.formal_statement))
+    ordered = sorted(rows, key=lambda row: published_place(row.formal_statement))
     dice.shuffle(rows)
     train, test = split(rows, num_train, num_test, "here")
     assert (train, test) == (ordered[-num_train:], ordered[:num_test])
@@ -67,9 +73,11 @@ def test_more_rows_move_few_statements_and_none_from_test_to_train(numbers: list
 def test_a_renamed_twin_of_a_test_statement_is_never_trained_on(
     numbers: list[int], twins: set[int], dice: random.Random
 ) -> None:
-    """Nor one with other spaces or another ending; of twins the one with the smallest name counts."""
+    """Nor one with other spaces, another ending or another header; of twins the one with the smallest name counts."""
+    text = "lemma  z{} :\n {}  =  {} :="
     rows = make(numbers) + [
-        Statement(name=f"z{i}", formal_statement=f"lemma  z{i} :\n {numbers[i]}  =  {numbers[i]} :=") for i in twins
+        Statement(name=f"z{i}", formal_statement=text.format(i, numbers[i], numbers[i]), header="open Nat")
+        for i in twins
     ]
     dice.shuffle(rows)
     train, test = split(rows, 0, 4, "here")
@@ -85,11 +93,37 @@ def test_too_few_statements_are_told_with_what_to_lower() -> None:
 
 
 def test_what_counts_as_the_same_statement() -> None:
-    """Names, endings and spaces do not; everything else does."""
-    base = canonical("theorem a (x : ℝ) : x = x := by sorry")
-    for same in ("lemma b (x : ℝ) : x = x", "theorem c  (x:ℝ):x=x :=  by", "/-- Doc. -/ theorem d(x : ℝ) : x = x :="):
+    """Names, bound ones too, comments, endings and spaces do not; everything else does."""
+    base = canonical("theorem a (x y : ℝ) (h : 0 < x) : ∃ z, x * z = y ∧ y.foo = f h.1 := by sorry")
+    for same in (
+        "lemma b (x y : ℝ) (h : 0 < x) : ∃ z, x * z = y ∧ y.foo = f h.1",
+        "theorem c  (x y:ℝ)(h: 0<x):∃ z, x*z=y∧y.foo = f h.1 :=  by",
+        "/-- The theorem of Foo. -/ theorem «d e»(x y : ℝ) (h : 0 < x) -- why\n : ∃ z, x * z = y ∧ y.foo = f h.1 :=",
+        "theorem a (u x : ℝ) (h₀ : 0 < u) : ∃ v, u * v = x ∧ x.foo = f h₀.1 := by sorry",
+    ):
         assert canonical(same) == base
-    assert canonical("theorem a (y : ℝ) : y = y := by sorry") != base
+    for other in (
+        "theorem a (x y : ℝ) (h : 0 < y) : ∃ z, x * z = y ∧ y.foo = f h.1 := by sorry",
+        "theorem a (x y : ℝ) (h : 0 < x) : ∃ z, x * z = y ∧ y.bar = f h.1 := by sorry",
+        "theorem a (x y : ℝ) (h : 0 < x) : ∃ z, x * z = y ∧ y.foo = g h.1 := by sorry",
+        "theorem a (x y : ℚ) (h : 0 < x) : ∃ z, x * z = y ∧ y.foo = f h.1 := by sorry",
+    ):
+        assert canonical(other) != base
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("theorem a : ∀ n > 0, ∑ i in range n, i = 0 :=", ":∀#0>0,∑#1inrange#0,#1=0"),
+        ("theorem a (f : ℕ → ℕ) : (fun x => f x) = fun y ↦ f y :=", "(#0:ℕ→ℕ):(fun#1=>#0#1)=fun#2↦#0#2"),
+        ("theorem a.{u} {α : Type u} [inst : Foo α] : ∃! s ∈ t, s.card = (2 : ℕ) :=",
+         "{u}{#0:Typeu}[#1:Foo#0]:∃!#2∈t,#2.card=(2:ℕ)"),
+    ],
+)  # fmt: skip
+def test_only_names_that_a_binder_introduces_are_numbered(text: str, kept: str) -> None:
+    """Words of the language, constants, fields and numbers stay."""
+    assert canonical(text) == kept
+    assert place(text) == published_place(text)
 
 
 def test_the_hash_of_a_set_of_statements_does_not_depend_on_order_or_spelling_of_headers() -> None:
