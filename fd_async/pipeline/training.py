@@ -10,9 +10,10 @@ While it steps, attempts go on under the old version; that is the overlap of `as
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import anyio
 import anyio.to_thread
@@ -202,13 +203,17 @@ class TrainingLoop:
 
     async def _recall(self) -> None:
         """Take from an earlier process's rows its alarms, and whether it evaluated this step on every statement."""
-        suites = self._parts.suites
         rows = await anyio.to_thread.run_sync(read_rows, self._metrics.path)
         await self._guard.recall(rows)
         for row in rows:
-            whole = all(row.get(f"eval/{suite}/statements") == len(suites[suite]) for suite in suites)
-            if row.get("step") == self._state.step and whole:
+            if row.get("step") == self._state.step and all(self._is_whole(row, suite) for suite in self._parts.suites):
                 self._evaluated = self._state.step
+
+    def _is_whole(self, row: Mapping[str, Any], suite: str) -> bool:
+        """Tell whether a row is of every statement; those that do not compile have failed attempts and no verdict."""
+        samples = self._parts.config.eval.samples
+        counted = (row.get(f"eval/{suite}/statements") or 0) * samples + (row.get(f"eval/{suite}/failed") or 0)
+        return bool(counted >= len(self._parts.suites[suite]) * samples)
 
     async def _evaluate_alone(self) -> None:
         """Evaluate the served weights over every statement, unless that is done, and write a row of its own."""

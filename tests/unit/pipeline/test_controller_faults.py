@@ -246,10 +246,13 @@ async def test_an_evaluation_without_a_single_verdict_is_an_error(tmp_path: Path
     assert "held_out" in str(first_cause(caught.value))
 
 
-async def test_resuming_a_finished_run_repeats_neither_checkpoint_nor_evaluation(tmp_path: Path) -> None:
-    """One row per step and an untouched checkpoint, however often the command is given."""
+@pytest.mark.parametrize("bad", [-1, 1])
+async def test_resuming_a_finished_run_repeats_neither_checkpoint_nor_evaluation(tmp_path: Path, bad: int) -> None:
+    """One row per step and an untouched checkpoint, however often; also where a statement does not compile."""
     config = make_config(run={"max_steps": 2})
     first = Bench(config, tmp_path)
+    is_bad = {("eval", bad): "bad_statement"}
+    first.runner.failure = lambda ticket: is_bad.get((ticket.purpose, ticket.ordinal), "")
     first.suites = {"held_out": SUITE}
     assert await first.run() == 0
     written = read_manifest(find_checkpoint(tmp_path / "checkpoints"))
