@@ -69,6 +69,7 @@ def write_run(
         "algorithm": {"type": "fd", "ema_retention": 0.9},
         "feedback": {"type": "anthropic", "prompt": 4},
         "learner": {"lr": 1e-5},
+        "rollout": {"samples_per_prompt": 8},
     }
     for name, table in settings.items():
         tables[name] = {**tables.get(name, {}), **table}

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
 
-from fd_async.analysis.passk import wilson_interval
+from fd_async.analysis.passk import Z_95, wilson, wilson_interval
 from fd_async.viewer.figures.curves import Missing, curve, resolve_key
 from fd_async.viewer.figures.runs import Group, Run, points
 from fd_async.viewer.figures.table import ENTROPY, LENGTH, MINIF2F, TEACHER_KL, TEST, TRAIN, Panel
@@ -49,8 +49,8 @@ class Number(Struct, frozen=True, kw_only=True):
 def numbers(groups: Sequence[Group], parts: Mapping[str, str]) -> list[Number]:
     """Return final and best values of every label; what a label lacks is left out.
 
-    One run: Wilson's 95 % interval over statements or attempts, where their number is recorded. Seeds: mean, and the
-    lowest and highest of them. The best of many evaluations is too high by chance; `final` is not.
+    One run: Wilson's 95 % interval over statements, where their number is recorded. Seeds: mean, and the lowest and
+    highest of them. The best of many evaluations is too high by chance; `final` is not.
     """
     found: list[Number] = []
     for group in groups:
@@ -105,9 +105,11 @@ def _mean(group: Group, panel: Panel) -> list[Number]:
         low, high, interval = min(means), max(means), "seeds"
     elif panel is TRAIN:
         attempts = [num for step, num in points(group.runs[0], "train/attempts") if step in steps]
-        if len(attempts) == len(steps):
-            low, high = wilson_interval(round(value * sum(attempts)), round(sum(attempts)))
-            interval = "Wilson 95 %, attempts"
+        at_one = group.runs[0].setting("rollout.samples_per_prompt")
+        num = round(sum(attempts) / at_one) if isinstance(at_one, int) and at_one > 0 else 0
+        if len(attempts) == len(steps) and num:  # attempts at one statement are no independent evidence
+            low, high = wilson(value, num, Z_95)
+            interval = "Wilson 95 %, statements"
     return [_number(group, panel, panel.key, f"mean of the last {LAST}", one.x[-1], value, low, high, interval)]
 
 

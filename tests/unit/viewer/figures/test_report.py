@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from fd_async.analysis.passk import Z_95, wilson
 from fd_async.cli.main import main
 from fd_async.viewer.figures.report import write_figures
 from tests.fakes import run_folder
@@ -124,7 +125,11 @@ def test_the_table_has_final_and_best_values_with_intervals(report: Path) -> Non
     alone = found["grpo", "Test accuracy", "best"]
     assert alone["interval"] == "Wilson 95 %, statements"
     assert float(alone["value"]) >= float(found["grpo", "Test accuracy", "final"]["value"])
-    assert found["grpo", "Train accuracy", "mean of the last 20"]["interval"] == "Wilson 95 %, attempts"
+    train = found["grpo", "Train accuracy", "mean of the last 20"]
+    assert train["interval"] == "Wilson 95 %, statements"
+    statements = 20 * 128 / 8  # eight attempts at one statement are no independent evidence
+    ends = wilson(float(train["value"]), statements, Z_95)
+    assert (float(train["low"]), float(train["high"])) == pytest.approx(ends)
 
 
 def test_the_same_runs_give_the_same_bytes_in_another_process(report: Path, runs: Path, tmp_path: Path) -> None:
