@@ -43,6 +43,8 @@ class Evaluated(Struct, frozen=True, kw_only=True):
     run: str
     step: int | None
     algorithm: str
+    origin: str
+    """`model.init_from`: the checkpoint that its run was started from."""
     suite: Suite
 
     @property
@@ -88,6 +90,7 @@ def read_evaluations(groups: Sequence[Group]) -> list[Evaluated]:
             run=run.name,
             step=result.step,
             algorithm=str(run.setting("algorithm.type") or ""),
+            origin=str(run.setting("model.init_from") or ""),
             suite=suite,
         )
         for place, group in enumerate(groups)
@@ -102,8 +105,10 @@ def match(evaluations: Sequence[Evaluated]) -> Match | str:
     """Choose two checkpoints of different labels with the nearest pass@1; else say why there are none.
 
     Both saw the same suite under the same settings, neither is untrained, and the intervals of their pass@1 overlap.
-    Where labels differ in `algorithm.type`, only pairs that do are looked at: that is what the paper compares. Among
-    equals the pair with the larger k goes first, then the later steps.
+    Where labels differ in `algorithm.type`, only pairs that do are looked at: that is what the paper compares. Of
+    those, where there are some, only pairs whose runs began with the same model: a run started from the other's
+    checkpoint is near it because it hardly left it. Among equals the pair with the larger k goes first, then the later
+    steps.
     """
     usable = [one for one in evaluations if len(one.suite.pass_at) > 1 and one.step != 0]
     if len({one.label for one in usable}) < 2:
@@ -112,6 +117,7 @@ def match(evaluations: Sequence[Evaluated]) -> Match | str:
     if not pairs:
         return "no two labels were evaluated on the same suite with the same temperature and tools"
     pairs = [pair for pair in pairs if pair[0].algorithm != pair[1].algorithm] or pairs
+    pairs = [pair for pair in pairs if pair[0].origin == pair[1].origin] or pairs
     overlapping = [pair for pair in pairs if _overlap(pair[0].at_1, pair[1].at_1)]
     if not overlapping:
         nearest = min(pairs, key=_distance)

@@ -40,6 +40,17 @@ def test_the_nearest_pass_at_1_of_two_algorithms_is_chosen(groups: list[Group], 
     assert "fd_2 (fd_2, step 200): pass@1 41.1% [37.1%, 45.1%]" in pair.note
 
 
+def test_a_run_started_from_the_other_is_no_rival_where_there_is_one(groups: list[Group], tmp_path: Path) -> None:
+    """GRPO over FD begins with FD's own pass@1, and would be the nearest of all."""
+    over = {**GRPO, "model": {"init_from": "runs/fd/checkpoints/step_000200"}}
+    groups = [*groups, read_group("over", [write_run(tmp_path / "over", make_rows(2), over)])]
+    write_result(tmp_path / "fd", "a", 200, 0.41)
+    write_result(tmp_path / "over", "a", 1, 0.411)
+    assert [one.label for one in matched(groups).both] == ["fd", "over"]
+    write_result(tmp_path / "grpo", "a", 300, 0.43)
+    assert [one.label for one in matched(groups).both] == ["fd", "grpo"]
+
+
 def test_untrained_checkpoints_are_equal_and_say_nothing(groups: list[Group], tmp_path: Path) -> None:
     """Step 0 is the same model under both labels."""
     for name in ("fd", "grpo"):
