@@ -70,7 +70,8 @@ class Match(Struct, frozen=True):
     def note(self) -> str:
         """Say which they are and how well they match."""
         shown = [f"{one.name}: pass@1 {one.at_1[0]:.1%} [{one.at_1[1]:.1%}, {one.at_1[2]:.1%}]" for one in self.both]
-        return f"{self.first.suite.suite}, {self.first.suite.statements} statements; " + "; ".join(shown)
+        suite = self.first.suite
+        return f"{suite.suite}, {suite.statements} statements, 95 % intervals; {'; '.join(shown)}"
 
     @property
     def both(self) -> tuple[Evaluated, Evaluated]:
