@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from fd_async.data.sources.lean_text import NotLean, without_comments
+from fd_async.data.sources.lean_text import NotLean, has_header, without_comments
 
 
 @lru_cache(1024)
@@ -30,7 +30,7 @@ def normalise(header: str) -> str:
         words = " ".join(line.split())
         if not words:
             continue
-        if line[0].isspace() and lines:  # goes on with the command above it
+        if line[0].isspace() and lines and not has_header(words):  # goes on with the command above it
             lines[-1] += " " + words
         elif not (words.startswith("import ") and words in lines):
             lines.append(words)

@@ -144,6 +144,7 @@ def test_the_hash_of_a_set_of_statements_does_not_depend_on_order_or_spelling_of
     [
         "import Mathlib\nimport Aesop\n\nset_option maxHeartbeats 0\n\nopen Nat Real\n\n",
         "import Mathlib\r\nimport Aesop\r\nimport Mathlib\r\nset_option maxHeartbeats 0\r\nopen Nat\r\n  Real\r\n",
+        "import Mathlib\n/- b -/ import Aesop\n  set_option maxHeartbeats 0\n/- c\n-/ open Nat\n /- d -/ Real",
         "import  Mathlib -- all\n/- a\nopen A /- b -/ -/\nimport Aesop\nset_option maxHeartbeats 0\nopen Nat Real",
     ],
 )
