@@ -35,7 +35,8 @@ def fetch(place: Place, *, offline: bool, timeout_s: float) -> Path:
     snapshot = Path(constants.HF_HUB_CACHE, f"datasets--{place.repository.replace('/', '--')}", "snapshots")
     snapshot /= place.revision
     names = [place.file] if place.file else _data_files(str(p.relative_to(snapshot)) for p in snapshot.rglob("*"))
-    if (place.file or offline) and len(names) == 1 and (snapshot / names[0]).is_file():
+    is_there = len(names) == 1 and (snapshot / names[0]).is_file()
+    if (place.file or offline) and is_there:
         path = snapshot / names[0]
     elif offline:
         raise PreflightError(
@@ -43,7 +44,13 @@ def fetch(place: Place, *, offline: bool, timeout_s: float) -> Path:
             f" ask: run bin/fd-data '{place.base}' once with a connection, or copy that cache"
         )
     else:
-        path = _within(timeout_s, place, lambda: _download(place))
+        try:
+            path = _within(timeout_s, place, lambda: _download(place))
+        except PreflightError as error:
+            if not is_there:
+                raise
+            advice = f"the cache has {names[0]}, which data.offline = true takes without asking for others"
+            raise PreflightError(f"{error}; {advice}") from error
     _check(place, path)
     return path
 
@@ -76,7 +83,7 @@ def _download(place: Place) -> Path:
         while cause.__cause__ is not None:
             cause = cause.__cause__
         why = f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}"
-        raise PreflightError(f"{where}cannot be had from the hub, and the cache has no copy: {why}") from error
+        raise PreflightError(f"{where}cannot be had from the hub: {why}") from error
 
 
 def _only_file(place: Place) -> str:
