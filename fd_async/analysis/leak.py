@@ -198,13 +198,10 @@ def _summary(cases: Sequence[_Case]) -> Share | None:
     """Average over statements: attempts at one statement are no independent evidence."""
     if not cases:
         return None
-    by_name: dict[str, list[float]] = defaultdict(list)
-    for case in cases:
-        by_name[case.name].append(case.share)
-    means = [math.fsum(shares) / len(shares) for shares in by_name.values()]
+    means = _means([(case.name, case.share) for case in cases])
     mean = math.fsum(means) / len(means)
     low, high = interval_of_mean(means)
-    controls = [case.control for case in cases if case.control is not None]
+    controls = _means([(case.name, case.control) for case in cases if case.control is not None])
     return Share(
         num=len(cases),
         num_statements=len(means),
@@ -214,6 +211,14 @@ def _summary(cases: Sequence[_Case]) -> Share | None:
         whole=sum(case.share == 1 for case in cases) / len(cases),
         control=math.fsum(controls) / len(controls) if controls else None,
     )
+
+
+def _means(shares: Iterable[tuple[str, float]]) -> list[float]:
+    """Return the mean share of each statement."""
+    by_name: dict[str, list[float]] = defaultdict(list)
+    for name, share in shares:
+        by_name[name].append(share)
+    return [math.fsum(found) / len(found) for found in by_name.values()]
 
 
 def _grams(words: Sequence[str]) -> Grams:

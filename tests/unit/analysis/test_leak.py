@@ -103,6 +103,15 @@ def test_attempts_at_one_statement_count_as_one_in_the_interval() -> None:
     assert many.high == 1
 
 
+def test_a_share_and_its_control_are_means_over_the_same_statements() -> None:
+    """Else one statement with many attempts would move the one and not the other."""
+    other = exchange("u", known_proof="by nlinarith [mul_pos h h]", feedback=FILE)
+    given = measure([exchange(), exchange(), exchange(), other]).given_away
+    assert given is not None
+    assert (given.num, given.num_statements, given.mean) == (4, 2, 0)
+    assert given.control == 0.5  # that of `t` is 1: the feedback on `u` holds its proof
+
+
 def test_an_own_feedback_does_not_speak_for_a_later_one() -> None:
     """A proof written before any feedback is not called found in its own."""
     quoted = exchange(feedback=FILE, file=FILE, proved=True, version=0, trained_at=3)
