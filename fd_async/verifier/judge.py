@@ -78,6 +78,8 @@ class Judge:
     allowed_axioms: frozenset[str]
     output_chars: int
     accountant: Accountant = field(default_factory=Accountant)
+    accepted: set[str] = field(default_factory=set)
+    """Headers under which Lean has compiled something: refused later, they are no statement's fault."""
 
     def header_of(self, statement: Statement) -> str:
         return (statement.header or self.header).replace("\r\n", "\n").strip()
@@ -131,8 +133,7 @@ class Judge:
         except StatementFault as error:
             return verdict.make("bad_statement", str(error))
         except VerifierError as error:
-            is_theirs = isinstance(error, HeaderRefused) and bool(statement.header)
-            return verdict.make("bad_statement" if is_theirs else "infrastructure", str(error))
+            return self._unanswered(error, statement, verdict)
 
     async def _compile(self, prepared: Prepared, statement: Statement, verdict: _Verdicts, caller: str) -> Verdict:
         rebuilt, goal = prepared.rebuilt, prepared.goal
@@ -148,6 +149,7 @@ class Judge:
                 probe_always=prepared.believe_probe,
             )
         )
+        self.accepted.add(verdict.header)
         verdict.seconds = answer.seconds
         output = await _maybe_in_thread(
             40 * len(answer.messages), render_messages, answer.messages, rebuilt.model_line, self.output_chars
@@ -209,9 +211,13 @@ class Judge:
         except LexError as error:
             return verdict.make("bad_statement", f"header of {statement.name!r}: {error}")
         except VerifierError as error:
-            is_theirs = isinstance(error, HeaderRefused) and bool(statement.header)
-            return verdict.make("bad_statement" if is_theirs else "infrastructure", str(error))
+            return self._unanswered(error, statement, verdict)
         return verdict.make("sorry", "")
+
+    def _unanswered(self, error: VerifierError, statement: Statement, verdict: _Verdicts) -> Verdict:
+        """Blame infrastructure, or the statement where Lean refuses its own header and has never taken it."""
+        is_theirs = isinstance(error, HeaderRefused) and statement.header and verdict.header not in self.accepted
+        return verdict.make("bad_statement" if is_theirs else "infrastructure", str(error))
 
     async def _blame_the_statement(self, goal: Goal, header: str, caller: str) -> None:
         """Find out whether the statement is at fault and not the model.
@@ -238,6 +244,7 @@ class Judge:
         probe = goal.probe(probe_name, self.backend.root)
         body = f"{goal.declaration} by sorry"
         answer = await self.backend.run(LeanRequest(header, body, probe, caller=caller, probe_always=True))
+        self.accepted.add(header)
         errors = answer.errors + [message for message in answer.probe or () if message.is_error]
         if errors:
             first = _one_line(errors[0].data)

@@ -119,6 +119,22 @@ async def test_a_refused_header_is_blamed_on_the_statement_that_brings_it() -> N
         assert (await judge.examine(statement)).kind == kind
 
 
+async def test_a_header_that_lean_took_once_is_blamed_on_nobody() -> None:
+    """A machine without memory or files refuses headers that are sound."""
+
+    class Tired(ScriptedLean):
+        async def run(self, request: LeanRequest) -> LeanAnswer:
+            if self.requests:
+                raise HeaderRefused("the Lean header was rejected: cannot map a file")
+            return await super().run(request)
+
+    judge = Judge(Tired(), "", frozenset(AXIOMS), 2400)
+    own = Statement(name="foo", formal_statement=STATEMENT.formal_statement, header="import Theirs")
+    assert (await judge.examine(own)).kind == "sorry"
+    assert (await judge.examine(own)).kind == "infrastructure"
+    assert (await judge.judge(proof("exact Or.inl hp"), own)).kind == "infrastructure"
+
+
 @pytest.mark.parametrize(
     ("failure", "kind"),
     [
