@@ -72,8 +72,8 @@ def interval_of_mean(values: Sequence[float], z: float = Z_95) -> tuple[float, f
     return wilson(mean, m * (m * mean * (1 - mean) + 1) / (spread + 1), z)
 
 
-def wilson_interval(num_correct: int, num_samples: int, z: float = 1.96) -> tuple[float, float]:
-    """Return Wilson's score interval of a share; z = 1.96 gives 95 %. Without samples it is (0, 1)."""
+def wilson_interval(num_correct: int, num_samples: int, z: float = Z_95) -> tuple[float, float]:
+    """Return Wilson's score interval of a share. Without samples it is (0, 1)."""
     return wilson(num_correct / num_samples, num_samples, z) if num_samples else (0.0, 1.0)
 
 
