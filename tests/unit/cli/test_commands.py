@@ -301,7 +301,7 @@ def test_check_says_what_is_missing_and_how_to_get_it(
     printed = capsys.readouterr()
     assert "ANTHROPIC_API_KEY is not set" in printed.out
     assert "run lean/setup" in printed.out
-    assert printed.err == "fd-check: missing: feedback key, feedback provider, lake, Lake project, Lean REPL, sandbox\n"
+    assert printed.err == "fd-check: missing: feedback provider, lake, Lake project, Lean REPL, sandbox\n"
     assert "first get lake, Lake project, Lean REPL, sandbox" in printed.out
 
 
