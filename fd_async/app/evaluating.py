@@ -25,12 +25,12 @@ from msgspec import Struct
 from fd_async.app.opening import load_renderer, make_runner, serve
 from fd_async.app.pace import Pace
 from fd_async.app.subject import OWN_FILE, Subject, has_tools
-from fd_async.config.load import dump_toml
+from fd_async.config.load import dump_toml, load_config
 from fd_async.config.schema import RunConfig
 from fd_async.data.ledger import Ledger, open_ledger
 from fd_async.data.ledger.evaluated import read_evaluated
-from fd_async.data.sources import read_suites
-from fd_async.errors import ConfigError, PreflightError
+from fd_async.data.sources import overlaps, read_suites, read_train
+from fd_async.errors import ConfigError, FdError, PreflightError
 from fd_async.evaluation import (
     TOOLCHAIN,
     Identity,
@@ -119,6 +119,7 @@ class _Work:
         suites = await anyio.to_thread.run_sync(read_suites, config, abandon_on_cancel=True)
         if not suites:
             raise PreflightError("data.eval is empty: name statements with --suite, e.g. --suite minif2f")
+        await anyio.to_thread.run_sync(self._say_overlaps, suites, abandon_on_cancel=True)
         model_hash = await anyio.to_thread.run_sync(digest, config.model.path, abandon_on_cancel=True)
         own = await anyio.to_thread.run_sync(
             lambda: identity(config, model_hash=model_hash, renderer=renderer, suites=suites)
@@ -141,6 +142,19 @@ class _Work:
         text = msgspec.json.format(msgspec.json.encode(written)) + b"\n"
         await anyio.to_thread.run_sync(replace_file, folder / "result.json", text)
         return Evaluated(folder, results, written)
+
+    def _say_overlaps(self, suites: Mapping[str, Sequence[Statement]]) -> None:
+        """Say which statements the run has trained on, as its own configuration tells; asks no hub for that."""
+        run_dir = self._subject.run_dir
+        if not run_dir or not self._subject.step:
+            return
+        try:
+            config = load_config(run_dir / "config.toml", sets=["data.offline=true"], check_files=False)
+            lines = overlaps(read_train(config), suites)
+        except FdError as error:
+            lines = [f"not known whether the suites hold training statements: {str(error).splitlines()[0]}"]
+        for line in lines:
+            self._say(line)
 
     def _claim(self, own: Identity) -> None:
         """Refuse what an earlier call began otherwise; else note what this one depends on. Holds the ledger's lock."""

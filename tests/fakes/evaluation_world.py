@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 
 from fd_async.app import Evaluated, evaluate, evaluating, find_subject
 from fd_async.app.subject import evaluation_folder
+from fd_async.config.load import dump_toml
 from fd_async.config.schema import RunConfig
 from fd_async.data.ledger import read_attempts
 from fd_async.errors import EngineDied
@@ -124,6 +126,17 @@ class World:
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         return path
 
+    def make_run(self, **tables: dict[str, Any]) -> Path:
+        """Return a run folder with the model as its checkpoint of step 3."""
+        run = self.root / "runs/a"
+        checkpoint = run / "checkpoints/step_000003"
+        checkpoint.mkdir(parents=True)
+        shutil.copytree(self.model, checkpoint / "model")
+        manifest = {"step": 3, "algorithm": "fd", "ranks": 1, "config_hash": "", "written": 0.0, "files": {}}
+        (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+        (run / "config.toml").write_text(dump_toml(self.config(**tables)))
+        return run
+
     def config(self, **tables: dict[str, Any]) -> RunConfig:
         base: dict[str, dict[str, Any]] = {
             "run": {"name": "x"},
@@ -136,9 +149,11 @@ class World:
             base.setdefault(table, {}).update(keys)
         return make_config(**base)
 
-    def evaluate(self, out: str = "out", *, retry_failed: bool = False, **tables: dict[str, Any]) -> Evaluated:
+    def evaluate(
+        self, out: str = "out", *, source: Path | None = None, retry_failed: bool = False, **tables: dict[str, Any]
+    ) -> Evaluated:
         config = self.config(**tables)
-        subject = find_subject(config, None, None)
+        subject = find_subject(config, source, None)
         folder = evaluation_folder(config, subject, self.root / out)
         return evaluate(config, subject, folder, retry_failed=retry_failed, say=self.said.append)
 

@@ -4,6 +4,14 @@ Owns reading, checking, the split by hash and headers; `reading` is what other r
 kept byte for byte. Nothing is dropped: one bad row refuses the whole source with one line.
 """
 
-from fd_async.data.sources.reading import Selection, Sources, describe, read_selection, read_suites, read_train
+from fd_async.data.sources.reading import (
+    Selection,
+    Sources,
+    describe,
+    overlaps,
+    read_selection,
+    read_suites,
+    read_train,
+)
 
-__all__ = ["Selection", "Sources", "describe", "read_selection", "read_suites", "read_train"]
+__all__ = ["Selection", "Sources", "describe", "overlaps", "read_selection", "read_suites", "read_train"]

@@ -6,7 +6,7 @@ output names the exact statements: their number and their hash.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -111,11 +111,7 @@ def read_selection(config: RunConfig) -> Selection:
     suites = _read_suites(config.data, sources)
     lines = [describe("train", named, train)]
     for name, text in zip(suites, evaluated(config.data), strict=True):
-        lines.append(describe(f"suite {name}", text, suites[name]))
-        both = shared(train, suites[name])
-        if both:
-            some = ", ".join(both[:3]) + (", ..." if len(both) > 3 else "")
-            lines.append(f"data: {len(both)} of the training statements stand in the suite {name} too ({some})")
+        lines += [describe(f"suite {name}", text, suites[name]), *overlaps(train, {name: suites[name]})]
     return Selection(train=train, suites=suites, lines=lines)
 
 
@@ -135,6 +131,17 @@ def read_train(config: RunConfig) -> list[Statement]:
         FdError: see `read_selection`.
     """
     return _read_train(config.data, Sources(config.data))
+
+
+def overlaps(train: Sequence[Statement], suites: Mapping[str, Sequence[Statement]]) -> list[str]:
+    """Say for each suite how many training statements stand in it, if any do."""
+    lines = []
+    for name, statements in suites.items():
+        both = shared(train, statements)
+        if both:
+            some = ", ".join(both[:3]) + (", ..." if len(both) > 3 else "")
+            lines.append(f"data: {len(both)} of the training statements stand in the suite {name} too ({some})")
+    return lines
 
 
 def _train_source(table: Data) -> str:

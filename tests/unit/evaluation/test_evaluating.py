@@ -287,14 +287,25 @@ def test_an_empty_suite_and_no_suite_are_refused(world: World) -> None:
     assert not (world.root / "out").exists()
 
 
-def test_the_folder_is_named_after_what_is_evaluated(world: World, tmp_path: Path) -> None:
+def test_statements_that_the_run_has_trained_on_are_said(world: World) -> None:
+    """Under whatever name; and that nobody knows, where the training statements are gone."""
+    train = world.root / "train.jsonl"
+    rows = [{"name": f"t{i}", "formal_statement": f"lemma t{i} : {i}={i} := by sorry"} for i in range(4, 9)]
+    train.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = world.make_run(data={"train": str(train)})
+    world.evaluate(source=run)
+    assert "data: 2 of the training statements stand in the suite s too (t4, t5)" in world.said
+    train.unlink()
+    world.said.clear()
+    world.evaluate(source=run)
+    (line,) = [line for line in world.said if line.startswith("not known whether the suites hold training statements")]
+    assert str(train) in line
+
+
+def test_the_folder_is_named_after_what_is_evaluated(world: World) -> None:
     """Below the run for a checkpoint of a run, below runs/ for a folder from elsewhere."""
-    checkpoint = tmp_path / "runs/a/checkpoints/step_000003"
-    (checkpoint / "model").mkdir(parents=True)
-    (checkpoint / "model/config.json").write_text("{}")
-    manifest = {"step": 3, "algorithm": "fd", "ranks": 1, "config_hash": "", "written": 0.0, "files": {}}
-    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
-    config, run = world.config(), tmp_path / "runs/a"
+    config, run = world.config(), world.make_run()
+    checkpoint = run / "checkpoints/step_000003"
     for source, step in [(run, None), (run, 3), (checkpoint, None), (checkpoint / "model", None)]:
         subject = find_subject(config, source, step)
         assert (subject.step, subject.model, subject.run_dir) == (3, str(checkpoint / "model"), run)
