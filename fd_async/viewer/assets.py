@@ -11,6 +11,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 _TEMPLATE = Path(__file__).parent / "template"
+_TURNING = {mark: f"⟨U+{mark:04X}⟩" for mark in (0x61C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+"""Marks that turn the direction of text: with them a proof could look like another one. kit.js has the same."""
 _PARTS = ("kit", "chart", "overview", "attempt")
 
 
@@ -27,9 +29,9 @@ def style(page: Literal["report", "live"]) -> str:
     return "".join((_TEMPLATE / f"{name}.css").read_text(encoding="utf-8") for name in ("shared", page))
 
 
-def render(template: str, **values: Any) -> str:
-    """Fill a template; everything that is no Markup is escaped."""
-    return _environment().get_template(template).render(**values)
+def render(template: str, folder: Path = _TEMPLATE, /, **values: Any) -> str:
+    """Fill a template; what is no Markup is escaped, and marks that turn the direction of text are written out."""
+    return _environment(folder).get_template(template).render(**values)
 
 
 def embed(value: Any) -> Markup:
@@ -41,8 +43,12 @@ def embed(value: Any) -> Markup:
 
 
 @functools.cache
-def _environment() -> Environment:
+def _environment(folder: Path) -> Environment:
     return Environment(
-        loader=FileSystemLoader(_TEMPLATE), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
+        loader=FileSystemLoader(folder), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True, finalize=_plain,
     )  # fmt: skip
+
+
+def _plain(value: Any) -> Any:
+    return value.translate(_TURNING) if type(value) is str else value

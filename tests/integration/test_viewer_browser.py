@@ -132,7 +132,9 @@ def test_filters_narrow_the_list_and_stand_in_the_address(run: Path, show: Open)
     button.click()
     count_is(page, f"{promised} of 48 attempts")
     assert page.locator(".entry").count() == promised == page.locator(".entry .proved").count()
-    page.fill("#words", "lean_workbook_1001")
+    before = page.evaluate("history.length")
+    page.locator("#words").press_sequentially("lean_workbook_1001", delay=120)
+    assert page.evaluate("history.length") == before + 1  # one step back undoes the word, not a letter
     page.wait_for_url("**/attempts?verdict=proved&words=lean_workbook_1001")
     page.fill("#steps", "10-20")
     page.wait_for_url("**first_step=10&last_step=20")
@@ -221,7 +223,9 @@ def test_hostile_text_is_only_text(run: Path, show: Open) -> None:
     page.wait_for_selector("#detail pre.tool")
     assert page.evaluate("window.hacked") is None
     assert page.locator("#detail img, #detail a, #detail script, #list img, #facets img").count() == 0
-    assert page.locator("#detail pre.tool").first.text_content() == HOSTILE
+    shown = page.locator("#detail pre.tool").first.text_content()
+    assert shown == re.sub("[\u202e\u2066\u200f]", lambda mark: f"⟨U+{ord(mark[0]):04X}⟩", HOSTILE)
+    assert not re.search("[\u200f\u202e\u2066]", page.locator("body").text_content())  # no text runs backwards
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     page.locator("#facets button", has_text="window.hacked").first.click()
     count_is(page, "1 of 49 attempts")

@@ -14,9 +14,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from fd_async.viewer import assets
 from fd_async.viewer.figures.curves import Curve, Drawn
 from fd_async.viewer.figures.leaks import LeakTable
 from fd_async.viewer.figures.numbers import Number
@@ -50,12 +50,8 @@ def index_html(
 
 def render(template: str, **values: Any) -> bytes:
     """Fill a template of this folder; `style` is the style sheet."""
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATE), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
     style = Markup((_TEMPLATE / "page.css").read_text(encoding="utf-8"))
-    return environment.get_template(template).render(style=style, **values).encode("utf-8", "replace")
+    return assets.render(template, _TEMPLATE, style=style, **values).encode("utf-8", "replace")
 
 
 def figure_csv(figure: Figure, panels: Sequence[tuple[Panel, str, Sequence[Curve]]]) -> bytes:

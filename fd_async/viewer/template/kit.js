@@ -1,16 +1,19 @@
 // All text enters the page through textContent and setAttribute: nothing of an attempt is ever parsed as HTML.
+const TURNING = /[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g;
+// Marks that turn the direction of text are written out: no proof can look like another one.
+const plain = (text) => String(text).replace(TURNING, (mark) => `⟨U+${mark.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩`);
 const el = (tag, attributes = {}, ...children) => {
   const node = document.createElement(tag);
   for (const [key, value] of Object.entries(attributes)) {
-    if (key === "text") node.textContent = value; else node.setAttribute(key, value);
+    if (key === "text") node.textContent = plain(value); else node.setAttribute(key, value);
   }
-  node.append(...children.filter((child) => child !== null));
+  node.append(...children.filter((child) => child !== null).map((child) => (child instanceof Node ? child : plain(child))));
   return node;
 };
 const svg = (tag, attributes, text) => {
   const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
   for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
-  if (text !== undefined) node.textContent = text;
+  if (text !== undefined) node.textContent = plain(text);
   return node;
 };
 const byId = (id) => document.getElementById(id);
@@ -21,6 +24,7 @@ const words = (name) => name.replaceAll("_", " ");
 const number = (x, unit) => {
   if (unit === "share") return `${(100 * x).toFixed(1)}%`;
   const size = Math.abs(x);
+  if (size >= 1e9) return x.toExponential(1).replace("e+", "e");
   if (size >= 1e6) return `${(x / 1e6).toFixed(1)}M`;
   if (size >= 1e4) return `${(x / 1e3).toFixed(0)}k`;
   if (size >= 100 || Number.isInteger(x)) return x.toFixed(0);

@@ -76,9 +76,9 @@ function showStanding(now) {
   seen.now = now;
   showNotices(now.notices);
   const phase = byId("phase");
-  phase.textContent = now.silent ? `${now.phase}, silent for ${now.silent}` : now.phase || "not started";
+  phase.textContent = plain(now.silent ? `${now.phase}, silent for ${now.silent}` : now.phase || "not started");
   phase.className = `tag ${now.alive ? "alive" : now.phase === "failed" || now.silent ? "dead" : ""}`;
-  byId("progress").textContent = now.step === undefined || now.step === null ? "" : `step ${count(now.step)}${now.max_steps ? ` of ${count(now.max_steps)}` : ""}`;
+  byId("progress").textContent = typeof now.step !== "number" ? "" : `step ${count(now.step)}${now.max_steps ? ` of ${count(now.max_steps)}` : ""}`;
   byId("num-attempts").textContent = now.attempts === null ? "" : count(now.attempts);
   const alarms = Object.entries(now.alarms).map(([name, text]) => `${words(name)}: ${text}`);
   byId("alarms").replaceChildren(...[...(now.error ? [now.error] : []), ...alarms].map((text) => el("p", { class: "alarm", text })));
@@ -100,7 +100,7 @@ async function showOverviewIfNew() {
   showOverview(data);
   for (const id of ["learning", "health"]) byId(id).hidden = !data.charts.length && seen.now.phase.startsWith("evaluat");
   byId("period").textContent = data.period;
-  byId("config-text").textContent = data.config;
+  byId("config-text").textContent = plain(data.config);
 }
 
 // ---- the filter ----
@@ -292,7 +292,7 @@ byId("clear").addEventListener("click", () => { wanted = {}; byId("words").value
 byId("search-form").addEventListener("submit", (event) => event.preventDefault());
 const typed = (input, read) => input.addEventListener("input", () => {
   clearTimeout(input.timer);
-  input.timer = setTimeout(() => { const change = read(input.value); if (change) want(change, "replaceState"); }, TYPING_MS);
+  input.timer = setTimeout(() => { const change = read(input.value); if (change) want(change, Object.keys(change).some((key) => wanted[key]) ? "replaceState" : "pushState"); }, TYPING_MS);
 });
 typed(byId("words"), (text) => ({ words: text.trim() }));
 typed(byId("steps"), (text) => {

@@ -228,10 +228,13 @@ def test_figure_1_of_an_attempt_shows_its_tokens_feedback_and_probabilities(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One page without a script, also for text that looks like markup."""
-    run = run_folder.write_run(tmp_path / "run", num_steps=2, num_attempts=4, proof=EVIL, feedback=EVIL)
+    evil = f"{EVIL}\u202e"
+    run = run_folder.write_run(tmp_path / "run", num_steps=2, num_attempts=4, proof=evil, feedback=evil)
     assert answer(capsys, str(run), "--attempt", "train-0000000-00")[0] == 0
     page = Page(run / "figures" / "attempt_train-0000000-00.html")
     assert page.text.count("alert(1)") >= 2
+    assert page.text.count("⟨U+202E⟩") >= 2  # a proof that would look like another one
+    assert "\u202e" not in page.text
     assert "script" not in {tag for tag, _ in page.tags}
     titles = [str(attributes["title"]) for tag, attributes in page.tags if tag == "span" and "title" in attributes]
     assert any(title.startswith("+") for title in titles)
