@@ -95,17 +95,17 @@ class WithFallback:
                 else:
                     fallback_usd += feedback.usd
                     break
-                await self._wait_for_main()
+                main_usd += await self._wait_for_main()
         except FeedbackError as error:
             error.usd += main_usd + fallback_usd
             error.fallback_usd = fallback_usd
             raise
         return msgspec.structs.replace(feedback, usd=main_usd + fallback_usd, fallback_usd=fallback_usd)
 
-    async def _wait_for_main(self) -> None:
+    async def _wait_for_main(self) -> float:
         self._num_waiting += 1
         try:
-            await self._main.wait_until_there()
+            return await self._main.wait_until_there()
         finally:
             self._num_waiting -= 1
 
