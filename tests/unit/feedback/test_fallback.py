@@ -78,6 +78,14 @@ async def test_a_refused_answer_of_the_fallback_is_on_its_bill(backoff: Backoff)
     assert caught.value.usd == caught.value.fallback_usd == pytest.approx(2 * ANSWER_USD)
 
 
+async def test_a_key_of_the_fallback_is_named_as_such(backoff: Backoff) -> None:
+    """Whoever lowers a key of `[feedback]` for what `[fallback]` refused changes nothing."""
+    too_long = FeedbackRejected("The attempt is too long. Lower feedback.max_attempt_chars. See the [feedback] table.")
+    both, _ = pair(Model(failure=DOWN), Model(failure=too_long), backoff)
+    with pytest.raises(FeedbackRejected, match=r"Lower fallback\.max_attempt_chars\. See the \[fallback\] table"):
+        await both.feedback(make_rollout())
+
+
 async def test_an_outage_of_both_that_lasts_too_long_tells_the_money_of_both(backoff: Backoff) -> None:
     """Requests that broke off count as if their input had been billed, by whom they were sent to."""
     lost = TransientFailure("broke off", maybe_billed=True)
