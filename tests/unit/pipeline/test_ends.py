@@ -13,9 +13,12 @@ import anyio
 import msgspec
 import pytest
 
+from fd_async.config.schema import FeedbackTable
+from fd_async.data.ledger import open_ledger
 from fd_async.errors import StallDetected, first_cause
 from fd_async.feedback.failures import TransientFailure
 from fd_async.feedback.provider import TextAnswer, open_provider
+from fd_async.feedback.tutor import Tutor
 from fd_async.learner.checkpoints import list_checkpoints
 from fd_async.pipeline.signals import Stop, wanted_signals
 from fd_async.telemetry.sinks import read_rows
@@ -190,6 +193,37 @@ async def test_the_second_signal_leaves_paid_calls_alone(tmp_path: Path) -> None
 
     with anyio.fail_after(5):
         assert await stop.cancelable(work) == 130
+
+
+async def test_what_calls_that_were_cut_off_may_have_cost_is_on_record(tmp_path: Path) -> None:
+    """Their input was sent and may be on the bill: a resume must not have that money to spend again."""
+
+    async def silence(system: str, user: str, max_tokens: int) -> TextAnswer:
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    bench = Bench(make_config(), tmp_path)
+    table = FeedbackTable(type="openai", model="m", usd_per_million_input_tokens=5.0, usd_per_million_output_tokens=9.0)
+    bench.provider = provider = Tutor(silence, table)  # type: ignore[assignment]
+    stop = Stop(shutdown_s=bench.config.run.shutdown_s)
+
+    async def work() -> int:
+        async with bench.controller(stop=stop) as controller, anyio.create_task_group() as tasks:
+            tasks.start_soon(ask_twice)
+            return await controller.run()
+
+    async def ask_twice() -> None:
+        while not provider.statistics()["in_flight"]:  # noqa: ASYNC110
+            await anyio.sleep(0.01)
+        stop.request("SIGINT")
+        await anyio.wait_all_tasks_blocked()
+        stop.request("SIGINT")
+
+    with anyio.fail_after(10):
+        assert await stop.cancelable(work) == 130
+    statistics = provider.statistics()
+    async with open_ledger(tmp_path / "ledger.db") as ledger:
+        assert 0 < statistics["usd_unconfirmed"] == pytest.approx(ledger.spent_usd())
 
 
 async def test_a_stop_during_an_outage_ends_within_its_time(tmp_path: Path) -> None:
