@@ -152,10 +152,12 @@ class SupervisedEngine:
                 except _LOST as error:
                     life.lose(error)
                     continue
-                if part.finish_reason != "abort" or not await _is_lost_soon(life):
+                if part.finish_reason != "abort":
                     return joined(request.sampled, part)
                 if part.token_ids:
                     request.keep(part)
+                if not await _is_lost_soon(life):
+                    return request.sampled or part
             return finished
         except BaseException:
             if salvage is not None and request.sampled is not None:
