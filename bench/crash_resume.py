@@ -5,9 +5,9 @@
 Each run has the real controller, buffer, ledger and attempts; engine, verifier and learner are stand-ins whose work is
 a function of the ticket, and feedback is sold by a process that outlives the run and writes every sale down. A run is
 killed with SIGKILL after a time drawn evenly from the length of an undisturbed one, start and checkpoints included, and
-resumed; two in ten are killed twice, one in ten three times. Before half of the kills the seller falls silent, for so
-long that every answer given must be in the ledger. Afterwards its ledger, its learner's state and the
-seller's book are compared with those of the undisturbed run.
+resumed; two in ten are killed twice, one in ten three times. Before half of the kills of runs that buy feedback the
+seller falls silent, for so long that every answer it gave must be in the ledger. Afterwards a run's ledger, its
+learner's state and the seller's book are compared with those of the undisturbed run.
 
 `--real N` does the same to N runs of configs/tiny_fd.toml with the real vLLM and learner (two to three minutes each);
 a third of them are killed at an instant when the ledger has tokens of attempts under way.
