@@ -14,7 +14,7 @@ import pytest
 from fd_async.config.schema import FeedbackTable, Policy
 from fd_async.data.ledger import open_ledger
 from fd_async.data.totals import Totals, read_totals
-from fd_async.errors import FeedbackRejected
+from fd_async.errors import FeedbackRejected, LedgerError
 from fd_async.pipeline.accounts import num_slots
 from fd_async.pipeline.observing import open_observers
 from fd_async.telemetry.accounts import ENGINE, LEARNER
@@ -213,3 +213,19 @@ async def test_a_ledger_that_takes_long_to_sum_does_not_hold_up_every_step(
     last = read_rows(tmp_path / "metrics.jsonl")[-1]
     parts = ("trained", "queued", "dropped", "wasted", "unrecorded")
     assert sum(last[f"usd/{part}"] for part in parts) == pytest.approx(last["feedback/usd"])
+
+
+async def test_sums_that_cannot_be_read_end_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever writes the ledger ends the run if it has to; until then the dollars are unrecorded, and close."""
+
+    def fail(path: Path) -> Totals:
+        raise LedgerError(f"{path}: cannot read the ledger: locked")
+
+    monkeypatch.setattr("fd_async.pipeline.accounts.read_totals", fail)
+    bench = Bench(make_config(feedback={"outage": "fallback"}), tmp_path)
+    told = bench.provider.statistics
+    monkeypatch.setattr(bench.provider, "statistics", lambda: {**told(), "fallback_usd": 0.02})
+    assert await bench.run() == 0
+    last = read_rows(tmp_path / "metrics.jsonl")[-1]
+    assert last["usd/unrecorded"] == pytest.approx(last["feedback/usd"])
+    assert last["feedback/fallback_usd"] == 0.02

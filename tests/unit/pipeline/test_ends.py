@@ -15,11 +15,12 @@ import pytest
 
 from fd_async.config.schema import FeedbackTable
 from fd_async.data.ledger import open_ledger
-from fd_async.errors import StallDetected, first_cause
+from fd_async.errors import LearnerError, StallDetected, first_cause
 from fd_async.feedback.failures import TransientFailure
 from fd_async.feedback.provider import TextAnswer, open_provider
 from fd_async.feedback.tutor import Tutor
 from fd_async.learner.checkpoints import list_checkpoints
+from fd_async.pipeline.checkpoints import Checkpoints
 from fd_async.pipeline.signals import Stop, wanted_signals
 from fd_async.telemetry.sinks import read_rows
 from fd_async.types import PushReport, StagedWeights, StepReport, TrainingSample
@@ -32,6 +33,7 @@ WATCHED = """
 import os, subprocess, sys, time
 from pathlib import Path
 import anyio
+from fd_async.pipeline.checkpoints import Checkpoints
 from fd_async.pipeline.signals import Stop
 from fd_async.pipeline.stopping import beside
 from fd_async.pipeline.watchdog import Watchdog
@@ -337,6 +339,27 @@ async def test_a_stall_in_a_push_keeps_the_row_of_its_step(tmp_path: Path) -> No
     assert list(list_checkpoints(tmp_path / "checkpoints")) == [2]
     rows = read_rows(tmp_path / "metrics.jsonl")
     assert [(row["step"], row["loss"]) for row in rows] == [(1, 1.0), (2, 0.5)]
+
+
+async def test_a_stall_whose_checkpoint_fails_still_ends_as_a_stall(tmp_path: Path) -> None:
+    """What is left to continue from is told, not the failure of the attempt to save more."""
+    config = make_config(run={"stall_warn_s": 0.1, "stall_abort_s": 0.3}, checkpoint={"every_steps": 1})
+    bench = Bench(config, tmp_path)
+    bench.runner.duration_s = lambda ticket: 3600.0 if ticket.ordinal >= 8 else 0.0
+    take = Checkpoints.take
+
+    async def fail_once_stalled(checkpoints: Checkpoints, step: int) -> None:
+        if bench.state.board.last_progress < anyio.current_time() - 0.2:
+            raise LearnerError("rank 0 does not answer")
+        await take(checkpoints, step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoints, "take", fail_once_stalled)
+        with anyio.fail_after(20), pytest.raises(BaseExceptionGroup) as caught:
+            await bench.run()
+    error = first_cause(caught.value)
+    assert isinstance(error, StallDetected)
+    assert str(error).endswith("--resume continues from " + str(tmp_path / "checkpoints" / "step_000002"))
 
 
 async def test_a_stall_inside_a_step_writes_none(tmp_path: Path) -> None:
