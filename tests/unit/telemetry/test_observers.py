@@ -14,20 +14,20 @@ from fd_async.telemetry.observers import Observer, Observers
 class Broken(Observer):
     """Fails whatever it is told."""
 
-    def moved(self, *_: Any) -> None:
+    def _fail(self, *_: Any) -> None:
         raise OSError("disk full")
 
-    event = row = snapshot = moved
+    moved = event = row = snapshot = _fail  # type: ignore[assignment]
 
 
 class Counting(Observer):
     def __init__(self) -> None:
         self.heard = 0
 
-    def moved(self, *_: Any) -> None:
+    def _count(self, *_: Any) -> None:
         self.heard += 1
 
-    event = row = snapshot = moved
+    moved = event = row = snapshot = _count  # type: ignore[assignment]
 
 
 @pytest.mark.parametrize(
