@@ -19,7 +19,8 @@ Exits with 1 unless all of these are 0, summed over all runs: `skipped` (ordinal
 Other keys: `runs`, `kills`, `killed_twice` (runs), `cut_off_calls` (answers on their way at a kill: paid, and
 unknowable; see `bench.crashes.calls.RECORDED_S`), `oldest_cut_off_s` (the longest that one of them had been delivered),
 `continued_tokens` (sampled before a kill, and compared with the `continued_attempts` that ended with them),
-`resampled_share` (tokens sampled again, of all that were recorded).
+`resampled_share` (tokens sampled again, of all that were recorded); of `real` alone: `unkilled` (runs that were done
+before their instant came; they prove nothing), `killed` (the instants), `length_s`.
 """
 
 from __future__ import annotations

@@ -41,8 +41,8 @@ _LIMIT_S = 900.0
 _GONE_S = 30.0
 _ADVICE = "Read the goal once more, and then try the tactic that its shape asks for."
 Instant = Literal["attempts", "start", "loop"]
-"""Drawn from the whole life, most of which is the start of vLLM; from its loop; or the first in the loop after a drawn
-one at which the ledger has tokens of attempts under way."""
+"""Drawn from the whole life, most of which is the start of vLLM; from its loop; or, after a drawn number of steps, the
+first at which the ledger has tokens of attempts under way."""
 _INSTANTS: tuple[Instant, ...] = ("attempts", "start", "loop")
 _SETS = {
     "run.max_steps": _STEPS,
@@ -52,7 +52,7 @@ _SETS = {
     "eval.every_steps": 0,
     "eval.at_start": "false",
     "eval.at_end": "false",
-    "rollout.record_every_s": 0.5,
+    "rollout.record_every_s": 0.2,
     "telemetry.console": '"lines"',
     "feedback.type": '"openai"',
     "feedback.model": '"stand-in"',
@@ -75,12 +75,13 @@ class _Kill(msgspec.Struct, frozen=True):
     """The instant of a kill."""
 
     origin: Instant
-    after_s: float
-    """Since the start of the process, or since its loop began."""
+    after: float
+    """Seconds since the start of the process, or since its loop began; steps of the run for `attempts`."""
 
     def __str__(self) -> str:
-        wait = " and with attempts on record" if self.origin == "attempts" else ""
-        return f"{self.after_s:.1f} s after the {'start' if self.origin == 'start' else 'loop'}{wait}"
+        if self.origin == "attempts":
+            return f"with attempts on record after {self.after:.0f} steps"
+        return f"{self.after:.1f} s after the {self.origin}"
 
 
 class _Result(msgspec.Struct, frozen=True, kw_only=True):
@@ -111,6 +112,7 @@ def kill_real_runs(runs: int, seed: int) -> dict[str, Any]:
         "repeated": sum(result.repeated for result in results),
         "broken": [problem for result in results for problem in result.broken],
         "kills": sum(len(result.killed) for result in results),
+        "unkilled": sum(not result.killed for result in results),
         **call_figures(result.calls for result in results),
         **continued_figures(result.continued for result in results),
         "killed": [str(kill) for result in results for kill in result.killed],
@@ -154,8 +156,9 @@ def _kill_run(folder: Path, number: int, seller: _Seller, rng: random.Random, wh
 
 
 def _draw_kill(origin: Instant, rng: random.Random, whole: _End) -> _Kill:
-    length_s = {"start": whole.seconds, "loop": whole.loop_s, "attempts": whole.loop_s / 2}[origin]
-    return _Kill(origin, rng.uniform(0, length_s))
+    if origin == "attempts":  # in the second half of a run this short, the last attempts may be done
+        return _Kill(origin, rng.randrange(_STEPS // 2))
+    return _Kill(origin, rng.uniform(0, whole.seconds if origin == "start" else whole.loop_s))
 
 
 def _problems(records: list[AttemptRecord], rows: list[dict[str, Any]], trained: Counter[int]) -> list[str]:
@@ -208,7 +211,7 @@ def _live(folder: Path, name: str, seller: _Seller, *, resume: bool, kill: _Kill
         if now - started > _LIMIT_S or (kill and _is_due(kill, folder / name, now, started, loop_began)):
             killed_at = time.monotonic()
             _kill_controller(process, name)
-        time.sleep(0.05)
+        time.sleep(0.02)
     ended = time.monotonic()
     return _End(
         code=process.returncode,
@@ -219,10 +222,11 @@ def _live(folder: Path, name: str, seller: _Seller, *, resume: bool, kill: _Kill
 
 
 def _is_due(kill: _Kill, run_dir: Path, now: float, started: float, loop_began: float | None) -> bool:
+    if kill.origin == "attempts":
+        num_steps = len(read_rows(run_dir / "metrics.jsonl")) if loop_began is not None else -1
+        return num_steps >= kill.after and _has_begun_attempts(run_dir)
     since = started if kill.origin == "start" else loop_began
-    if since is None or now - since < kill.after_s:
-        return False
-    return kill.origin != "attempts" or _has_begun_attempts(run_dir)
+    return since is not None and now - since >= kill.after
 
 
 def _has_begun_attempts(run_dir: Path) -> bool:
