@@ -346,10 +346,10 @@ class RolloutRunner:
                 seed=attempt.next_seed,
                 salvage=attempt.cut,
             )
+            transcript.add_sampled(completion)
             if completion.finish_reason == "abort":
                 raise EngineError(f"the engine gave up {attempt.request_id}")
             finish, attempt.request_id = completion.finish_reason, ""
-            transcript.add_sampled(completion)
         ids = transcript.ids[transcript.turn_start :].tolist()
         is_short = len(ids) <= _SHORT_TOKENS
         text = renderer.decode(ids) if is_short else await anyio.to_thread.run_sync(renderer.decode, ids)

@@ -1,12 +1,11 @@
-"""What must hold of a run whose processes were killed, read from its ledger, its learner's state and the seller."""
+"""What must hold of a run whose processes were killed, read from its ledger and its learner's state."""
 
 from __future__ import annotations
 
 import shutil
 import sqlite3
 import tempfile
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,10 @@ from msgspec import Struct
 from bench.crashes.plans import PROMPT_IDS, plan
 from bench.crashes.standins import read_state
 from fd_async.data.ledger import AttemptRecord, read_attempts
+from fd_async.data.ledger.packing import unpack_partial
 from fd_async.learner.checkpoints import find_checkpoint, list_checkpoints
 from fd_async.telemetry.sinks import read_rows
+from fd_async.types import PartialRollout, Rollout, VersionSpan
 
 
 class History(Struct, frozen=True):
@@ -52,28 +53,77 @@ def recorded_answers(run_dir: Path) -> frozenset[str]:
     return frozenset(key for (key,) in _rows(run_dir, "SELECT prompt_hash FROM feedback"))
 
 
-def continued_tokens(run_dir: Path) -> int:
-    """Return the sampled tokens of attempts that the next process can go on with."""
-    rows = _rows(run_dir, "SELECT COALESCE(SUM(sampled_tokens), 0) FROM partials")
-    return int(rows[0][0]) if rows else 0
+def begun_attempts(run_dir: Path) -> list[PartialRollout]:
+    """Return the attempts under way that the ledger of a run knows of; no process of the run is left."""
+    if not (run_dir / "ledger.db").exists():
+        return []
+    return [unpack_partial(*row) for row in _rows(run_dir, "SELECT body, tokens FROM partials")]
 
 
-def rebought(sold: Sequence[Counter[str]], recorded: Sequence[frozenset[str]]) -> tuple[int, int]:
-    """Count over the lives of a run: answers bought again, and answers that were on their way when a kill came.
+class Continued(Struct, frozen=True, kw_only=True):
+    """What became of attempts that were under way at a kill and had tokens on record."""
 
-    An answer that was paid for and is not in the ledger when its buyer dies is lost with it: nobody can know of it.
-    What the ledger has must never be bought again.
+    attempts: int
+    tokens: int
+    """Sampled tokens on record at a kill that the finished attempts have where they were."""
+    discarded: int
+    """Attempts whose tokens were given up because another configuration had sampled them."""
+    other: list[str]
+    """Attempts that did not go on from what was recorded, in words."""
+
+
+def check_continued(run_dir: Path, begun: Sequence[Sequence[PartialRollout]]) -> Continued:
+    """Compare the attempts of a finished run with what was on record of them at each kill.
 
     Args:
-        sold: for each life, what it bought how often.
-        recorded: what the ledger had after each life.
+        run_dir: of the run.
+        begun: what `begun_attempts` returned after each kill.
     """
-    again = cut_off = 0
-    for life, bought in enumerate(sold):
-        before = recorded[life - 1] if life else frozenset[str]()
-        again += sum(count if key in before else count - 1 for key, count in bought.items())
-        cut_off += sum(key not in recorded[life] for key in bought)
-    return again, cut_off
+    ended = {record.rollout.id: record.rollout for record in read_attempts(run_dir / "ledger.db", 10**6)}
+    discarded = {name for (name,) in _rows(run_dir, "SELECT id FROM discards")}
+    tokens: dict[str, int] = {}
+    other: list[str] = []
+    for kill, partials in enumerate(begun):
+        for partial in partials:
+            if partial.id in discarded:
+                continue
+            if problem := _break(partial, ended.get(partial.id)):
+                other.append(f"{partial.id}, under way at kill {kill + 1}: {problem}")
+            else:
+                tokens[partial.id] = max(tokens.get(partial.id, 0), partial.num_sampled_tokens)
+    given_up = discarded & {partial.id for partials in begun for partial in partials}
+    return Continued(attempts=len(tokens), tokens=sum(tokens.values()), discarded=len(given_up), other=other)
+
+
+def continued_figures(runs: Iterable[Continued]) -> dict[str, int]:
+    """Add the continued attempts of several runs up."""
+    continued = list(runs)
+    return {
+        "continued_attempts": sum(run.attempts for run in continued),
+        "continued_tokens": sum(run.tokens for run in continued),
+        "discarded_attempts": sum(run.discarded for run in continued),
+    }
+
+
+def _break(partial: PartialRollout, rollout: Rollout | None) -> str:
+    """Say in what an attempt does not begin with what was recorded of it; "" where it does."""
+    if rollout is None:
+        return "it was never finished"
+    length = len(partial.completion_ids)
+    if rollout.prompt_ids != list(partial.prompt_ids) or rollout.completion_ids[:length] != list(
+        partial.completion_ids
+    ):
+        return "its ids do not begin with the recorded ones"
+    if rollout.logprobs[:length] != list(partial.logprobs):
+        return "its log-probs do not begin with the recorded ones"
+    versions = _versions(partial.spans)
+    if {at: version for at, version in _versions(rollout.spans).items() if at < length} != versions:
+        return "its tokens are not said to be of the weights that sampled them"
+    return ""
+
+
+def _versions(spans: Sequence[VersionSpan]) -> dict[int, int]:
+    return {at: span.version for span in spans for at in range(span.start, span.end)}
 
 
 def read_history(run_dir: Path, *, steps: int) -> tuple[History, Broken]:

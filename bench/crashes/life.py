@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import anyio
 import msgspec
 from msgspec import Struct
 
+from bench.crashes.calls import RECORDED_S
+from bench.crashes.seller import silence
 from bench.crashes.standins import (
     Buyer,
     PlannedEngine,
@@ -35,6 +38,7 @@ from fd_async.telemetry.observers import Observers
 from fd_async.telemetry.progress import QuietProgress
 from fd_async.types import Statement
 
+_SILENCE_S = RECORDED_S + 0.1
 KINDS: dict[str, dict[str, dict[str, Any]]] = {
     "fd": {},
     "fd, two attempts per prompt": {"rollout": {"samples_per_prompt": 2}, "admission": {"max_staleness": 2}},
@@ -50,6 +54,8 @@ class Outcome(Struct, frozen=True):
     code: int
     """Exit code; -9 when it was killed."""
     seconds: float
+    killed_at: float | None = None
+    """`time.monotonic()` right before it was killed."""
 
 
 def make_config(kind: str, steps: int) -> RunConfig:
@@ -70,8 +76,25 @@ def make_config(kind: str, steps: int) -> RunConfig:
     return msgspec.convert(tables, RunConfig)
 
 
-def live(config: RunConfig, run_dir: Path, socket: Path, life: int, *, kill_after_s: float | None) -> Outcome:
-    """Start or resume a run in a forked process, and wait for its end or bring it about."""
+def live(
+    config: RunConfig,
+    run_dir: Path,
+    socket: Path,
+    life: int,
+    *,
+    kill_after_s: float | None,
+    in_silence: bool = False,
+) -> Outcome:
+    """Start or resume a run in a forked process, and wait for its end or bring it about.
+
+    Args:
+        config: of the run.
+        run_dir: of the run.
+        socket: of the seller.
+        life: number of this process among those of the run.
+        kill_after_s: seconds after which it is killed; None lets it end.
+        in_silence: from then on the seller answers nothing, and the kill comes when every answer must be on record.
+    """
     started = time.monotonic()
     pid = os.fork()
     if not pid:
@@ -86,14 +109,27 @@ def live(config: RunConfig, run_dir: Path, socket: Path, life: int, *, kill_afte
             sys.excepthook(type(error), error, error.__traceback__)
         finally:
             os._exit(code)
+    with ExitStack() as stack:
+        code = _wait(pid, math.inf if kill_after_s is None else started + kill_after_s)
+        if code is None and in_silence:
+            stack.enter_context(silence(run_dir.parent, run_dir.name))
+            code = _wait(pid, time.monotonic() + _SILENCE_S)
+        killed_at = None
+        if code is None:
+            killed_at = time.monotonic()
+            os.kill(pid, signal.SIGKILL)
+            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return Outcome(code, time.monotonic() - started, killed_at if code == -signal.SIGKILL else None)
+
+
+def _wait(pid: int, until: float) -> int | None:
+    """Return the exit code of a process; None when it runs on at `until`."""
     while True:
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
-            return Outcome(os.waitstatus_to_exitcode(status), time.monotonic() - started)
-        if kill_after_s is not None and time.monotonic() - started >= kill_after_s:
-            os.kill(pid, signal.SIGKILL)
-            _, status = os.waitpid(pid, 0)
-            return Outcome(os.waitstatus_to_exitcode(status), time.monotonic() - started)
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() >= until:
+            return None
         time.sleep(0.001)
 
 

@@ -2,7 +2,8 @@
 
 vLLM samples, the small checker judges, DeepSpeed learns; feedback is bought over HTTP from a server that outlives the
 runs. What is sampled differs from run to run, so a run is compared with what must hold of any: every ordinal once, no
-answer bought that the ledger had, closed accounts, and nothing of a dead process left.
+answer bought that the ledger had, closed accounts, nothing of a dead process left, and attempts that end with every
+token that was on record of them when a process died.
 """
 
 from __future__ import annotations
@@ -21,21 +22,28 @@ from collections import Counter
 from collections.abc import Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import psutil
 
-from bench.crashes.history import closes, continued_tokens, rebought
+from bench.crashes.calls import Calls, Purchases, call_figures, count_calls
+from bench.crashes.history import Continued, begun_attempts, check_continued, closes, continued_figures
 from fd_async.cli.shared import STARTED
 from fd_async.data.ledger import AttemptRecord, read_attempts
+from fd_async.data.ledger.files import reading
 from fd_async.telemetry.sinks import read_rows
+from fd_async.types import PartialRollout
 
 _ROOT = Path(__file__).parents[2]
 _STEPS, _BATCH = 6, 8
 _LIMIT_S = 900.0
 _GONE_S = 30.0
 _ADVICE = "Read the goal once more, and then try the tactic that its shape asks for."
+Instant = Literal["attempts", "start", "loop"]
+"""Drawn from the whole life, most of which is the start of vLLM; from its loop; or, after a drawn number of steps, the
+first at which the ledger has tokens of attempts under way."""
+_INSTANTS: tuple[Instant, ...] = ("attempts", "start", "loop")
 _SETS = {
     "run.max_steps": _STEPS,
     "learner.prompts_per_step": _BATCH,
@@ -44,7 +52,7 @@ _SETS = {
     "eval.every_steps": 0,
     "eval.at_start": "false",
     "eval.at_end": "false",
-    "rollout.record_every_s": 0.5,
+    "rollout.record_every_s": 0.2,
     "telemetry.console": '"lines"',
     "feedback.type": '"openai"',
     "feedback.model": '"stand-in"',
@@ -59,11 +67,37 @@ class _End(msgspec.Struct, frozen=True):
     seconds: float
     loop_s: float
     """Part of it after everything had started."""
+    killed_at: float | None
+    """`time.monotonic()` right before it was killed."""
+
+
+class _Kill(msgspec.Struct, frozen=True):
+    """The instant of a kill."""
+
+    origin: Instant
+    after: float
+    """Seconds since the start of the process, or since its loop began; steps of the run for `attempts`."""
+
+    def __str__(self) -> str:
+        if self.origin == "attempts":
+            return f"with attempts on record after {self.after:.0f} steps"
+        return f"{self.after:.1f} s after the {self.origin}"
+
+
+class _Result(msgspec.Struct, frozen=True, kw_only=True):
+    """One run that was killed and resumed until it was done."""
+
+    skipped: int
+    repeated: int
+    calls: Calls
+    continued: Continued
+    broken: list[str]
+    killed: list[_Kill]
 
 
 def kill_real_runs(runs: int, seed: int) -> dict[str, Any]:
     """Run once undisturbed for the length, then kill and resume `runs` times; return the figures."""
-    results = []
+    results = list[_Result]()
     with tempfile.TemporaryDirectory(prefix="fd-crashes-") as name, _Seller() as seller:
         folder = Path(name)
         whole = _live(folder, "undisturbed", seller, resume=False, kill=None)
@@ -71,55 +105,60 @@ def kill_real_runs(runs: int, seed: int) -> dict[str, Any]:
             raise RuntimeError(f"an undisturbed run ended with {whole.code}: {_console(folder, 'undisturbed')}")
         for number in range(runs):
             rng = random.Random(f"{seed} {number}")
-            results += [_kill_run(folder, f"run-{number}", seller, rng, whole)]
-    summed = {key: sum(result[key] for result in results) for key in results[0] if key not in ("broken", "killed_at")}
-    broken = [problem for result in results for problem in result["broken"]]
-    killed_at = [instant for result in results for instant in result["killed_at"]]
-    return {"runs": runs, **summed, "broken": broken, "killed": killed_at, "length_s": round(whole.seconds, 1)}
+            results.append(_kill_run(folder, number, seller, rng, whole))
+    return {
+        "runs": runs,
+        "skipped": sum(result.skipped for result in results),
+        "repeated": sum(result.repeated for result in results),
+        "broken": [problem for result in results for problem in result.broken],
+        "kills": sum(len(result.killed) for result in results),
+        "unkilled": sum(not result.killed for result in results),
+        **call_figures(result.calls for result in results),
+        **continued_figures(result.continued for result in results),
+        "killed": [str(kill) for result in results for kill in result.killed],
+        "length_s": round(whole.seconds, 1),
+    }
 
 
-def _kill_run(folder: Path, name: str, seller: _Seller, rng: random.Random, whole: _End) -> dict[str, Any]:
-    """Kill one run once or twice, let it end, and look at what is left.
-
-    Half of the instants are drawn from the whole life, most of which is the start of vLLM, half from its loop.
-    """
+def _kill_run(folder: Path, number: int, seller: _Seller, rng: random.Random, whole: _End) -> _Result:
+    """Kill one run once or twice, let it end, and look at what is left."""
+    name = f"run-{number}"
     run_dir = folder / name
-    recorded: list[frozenset[str]] = []
-    deaths, continued = rng.choice((1, 1, 2)), 0
-    killed_at: list[str] = []
-    problems: list[str] = []
+    deaths, kills = rng.choice((1, 1, 2)), list[_Kill]()
+    recorded, killed_at, begun = list[frozenset[str]](), list[float | None](), list[list[PartialRollout]]()
     while True:
-        since = rng.choice(("start", "loop"))
-        after_s = rng.uniform(0, whole.seconds if since == "start" else whole.loop_s)
-        kill = (since, after_s) if len(killed_at) < deaths else None
+        kill = _draw_kill(_INSTANTS[(number + len(kills)) % 3], rng, whole) if len(kills) < deaths else None
         seller.life = len(recorded)
         resume = any((run_dir / file).exists() for file in STARTED)
-        code = _live(folder, name, seller, resume=resume, kill=kill).code
+        end = _live(folder, name, seller, resume=resume, kill=kill)
         recorded.append(_answers(run_dir))
-        if code != -signal.SIGKILL or kill is None:
+        killed_at.append(end.killed_at)
+        if end.killed_at is None or kill is None:
             break
-        killed_at.append(f"{after_s:.1f} s after the {since}")
-        continued += continued_tokens(run_dir) if (run_dir / "ledger.db").exists() else 0
-    if code:
-        problems.append(f"it ended with {code}: {_console(folder, name)}")
-    problems += [f"left behind: {left}" for left in _leftovers(run_dir, seller.buyers)]
-    again, cut_off = rebought(seller.sales(name), recorded)
+        kills.append(kill)
+        begun.append(begun_attempts(run_dir))
+    problems = [f"left behind: {left}" for left in _leftovers(run_dir, seller.buyers)]
+    if end.code:
+        problems.append(f"it ended with {end.code}: {_console(folder, name)}")
     records = [r for r in read_attempts(run_dir / "ledger.db", 10**6) if r.rollout.purpose == "train"]
     trained = Counter(record.rollout.ordinal for record in records if record.outcome == "trained")
     ended = {record.rollout.ordinal for record in records if record.outcome != "queued"}
-    skipped = sorted(set(range(max(ended, default=-1) + 1)) - ended)
-    rows = read_rows(run_dir / "metrics.jsonl")
-    problems += _problems(records, rows, trained)
-    return {
-        "skipped": len(skipped),
-        "repeated": sum(count > 1 for count in trained.values()),
-        "rebought": again,
-        "cut_off_calls": cut_off,
-        "kills": len(killed_at),
-        "continued_tokens": continued,
-        "broken": [f"{name}: {problem}" for problem in problems],
-        "killed_at": killed_at,
-    }
+    continued = check_continued(run_dir, begun)
+    problems += _problems(records, read_rows(run_dir / "metrics.jsonl"), trained) + continued.other
+    return _Result(
+        skipped=len(set(range(max(ended, default=-1) + 1)) - ended),
+        repeated=sum(count > 1 for count in trained.values()),
+        calls=count_calls(seller.purchases(name), recorded, killed_at),
+        continued=continued,
+        broken=[f"{name}: {problem}" for problem in problems],
+        killed=kills,
+    )
+
+
+def _draw_kill(origin: Instant, rng: random.Random, whole: _End) -> _Kill:
+    if origin == "attempts":  # in the second half of a run this short, the last attempts may be done
+        return _Kill(origin, rng.randrange(_STEPS // 2))
+    return _Kill(origin, rng.uniform(0, whole.seconds if origin == "start" else whole.loop_s))
 
 
 def _problems(records: list[AttemptRecord], rows: list[dict[str, Any]], trained: Counter[int]) -> list[str]:
@@ -141,7 +180,7 @@ def _problems(records: list[AttemptRecord], rows: list[dict[str, Any]], trained:
     return problems
 
 
-def _live(folder: Path, name: str, seller: _Seller, *, resume: bool, kill: tuple[str, float] | None) -> _End:
+def _live(folder: Path, name: str, seller: _Seller, *, resume: bool, kill: _Kill | None) -> _End:
     """Start or resume a run with the command of users, and wait for its end or bring it about.
 
     Args:
@@ -149,7 +188,7 @@ def _live(folder: Path, name: str, seller: _Seller, *, resume: bool, kill: tuple
         name: of the run.
         seller: of its feedback.
         resume: whether there is something to resume.
-        kill: seconds after the "start" of the process, or after its "loop" began; None lets it end.
+        kill: its instant; None lets it end.
     """
     out = folder / f"{name}.out"
     with out.open("a") as log:
@@ -163,18 +202,37 @@ def _live(folder: Path, name: str, seller: _Seller, *, resume: bool, kill: tuple
             env=os.environ | {"OPENAI_API_KEY": "none", "PYTHONPATH": str(_ROOT)},
         )
     seller.buyers.append(process.pid)
-    started, loop_began = time.monotonic(), None
+    started = time.monotonic()
+    loop_began = killed_at = None
     while process.poll() is None:
         now = time.monotonic()
         if loop_began is None and f"running {name}: step" in out.read_text()[offset:]:
             loop_began = now
-        origin = {"start": started, "loop": loop_began}[kill[0]] if kill else None
-        is_due = kill is not None and origin is not None and now - origin >= kill[1]
-        if is_due or now - started > _LIMIT_S:
+        if now - started > _LIMIT_S or (kill and _is_due(kill, folder / name, now, started, loop_began)):
+            killed_at = time.monotonic()
             _kill_controller(process, name)
-        time.sleep(0.05)
+        time.sleep(0.02)
     ended = time.monotonic()
-    return _End(process.returncode, ended - started, ended - loop_began if loop_began else 0.0)
+    return _End(
+        code=process.returncode,
+        seconds=ended - started,
+        loop_s=ended - loop_began if loop_began else 0.0,
+        killed_at=killed_at if process.returncode == -signal.SIGKILL else None,
+    )
+
+
+def _is_due(kill: _Kill, run_dir: Path, now: float, started: float, loop_began: float | None) -> bool:
+    if kill.origin == "attempts":
+        num_steps = len(read_rows(run_dir / "metrics.jsonl")) if loop_began is not None else -1
+        return num_steps >= kill.after and _has_begun_attempts(run_dir)
+    since = started if kill.origin == "start" else loop_began
+    return since is not None and now - since >= kill.after
+
+
+def _has_begun_attempts(run_dir: Path) -> bool:
+    """Say whether a process that runs has tokens of attempts under way on record; takes no lock that it waits for."""
+    with reading(run_dir / "ledger.db") as ledger:
+        return bool(ledger.execute("SELECT EXISTS(SELECT 1 FROM partials WHERE sampled_tokens > 0)").fetchone()[0])
 
 
 def _kill_controller(process: subprocess.Popen[bytes], name: str) -> None:
@@ -223,30 +281,38 @@ class _Seller:
         self.life = 0
         self.buyers: list[int] = []
         """Processes that were started to run; dead ones among them."""
-        self._sales: dict[str, list[Counter[str]]] = {}
+        self._lives: dict[str, list[Purchases]] = {}
         self._lock = threading.Lock()
 
-    def sales(self, run: str) -> list[Counter[str]]:
-        """Return for each life of a run: question -> number of times that it bought the answer."""
-        return self._sales.get(run, [])
+    def purchases(self, run: str) -> list[Purchases]:
+        """Return what each life of a run bought, up to the last that bought anything."""
+        return self._lives.get(run, [])
 
-    def sell(self, run: str, question: bytes) -> str:
+    def sell(self, run: str, question: bytes) -> tuple[str, Purchases]:
+        """Return the name of an answer, some time later, and where it is booked."""
         messages = json.loads(question)["messages"]
         key = f"{hash(json.dumps(messages)) & (2**64 - 1):016x}"
         with self._lock:
-            lives = self._sales.setdefault(run, [])
+            lives = self._lives.setdefault(run, [])
             while len(lives) <= self.life:
-                lives.append(Counter())
-            lives[self.life][key] += 1
+                lives.append(Purchases())
+            booked = lives[self.life]
+            booked.sold[key] += 1
         time.sleep(random.uniform(0.05, 0.5))
-        return key
+        return key, booked
+
+    def deliver(self, key: str, booked: Purchases) -> None:
+        """Book that an answer was sent."""
+        with self._lock:
+            booked.deliver(key, time.monotonic())
 
     def __enter__(self) -> _Seller:
         seller = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                key = seller.sell(self.path.split("/")[1], self.rfile.read(int(self.headers["content-length"])))
+                question = self.rfile.read(int(self.headers["content-length"]))
+                key, booked = seller.sell(self.path.split("/")[1], question)
                 text = f"1. {_ADVICE}\n2. {_ADVICE} (answer {key})"
                 choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
                 usage = {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120}
@@ -258,6 +324,7 @@ class _Seller:
                     self.send_header("content-length", str(len(answer)))
                     self.end_headers()
                     self.wfile.write(answer)
+                    seller.deliver(key, booked)
                 except OSError:
                     self.close_connection = True  # the buyer was killed
 

@@ -63,7 +63,8 @@ def execute(arguments: argparse.Namespace, log: ErrorLog) -> int:
 
 def _replay(arguments: argparse.Namespace, log: ErrorLog) -> int:
     """Repeat a run from its ledger; 0 when everything is equal bit for bit, 1 when something differs."""
-    if arguments.config or arguments.set or arguments.resume or arguments.max_steps is not None or arguments.dry_run:
+    more = (arguments.resume, arguments.max_steps)
+    if arguments.config or arguments.set or arguments.dry_run or any(value is not None for value in more):
         raise ConfigError("--replay repeats a run as it was: only --run NAME goes with it")
     recorded = run_folder(arguments.replay)
     name = arguments.run or f"{recorded.resolve().name}-replay"
@@ -95,7 +96,7 @@ def _files(arguments: argparse.Namespace) -> tuple[Path, list[Path]]:
     """Return the main file and the overlays; a resumed run brings its own."""
     if arguments.config:
         return arguments.config[0], arguments.config[1:]
-    if not arguments.resume:
+    if arguments.resume is None:
         raise ConfigError("--config FILE is missing, e.g. --config configs/tiny_fd.toml")
     if arguments.run is None:
         raise ConfigError("--resume needs --config FILE or --run NAME")

@@ -16,7 +16,7 @@ import anyio
 
 from fd_async.config.schema import FeedbackTable
 from fd_async.errors import FeedbackAccountError
-from fd_async.feedback.failures import UNREADABLE, Reply, TransientFailure, count, failure_of, plain, unreadable
+from fd_async.feedback.failures import UNREADABLE, Reply, broken_off, count, failure_of, plain, unreadable
 from fd_async.feedback.rates import Kind, Rate, read_rates
 from fd_async.feedback.remote import GenerateText, StopReason, TextAnswer
 
@@ -105,9 +105,4 @@ def _meaning(error: anthropic.AnthropicError, config: FeedbackTable, address: st
         return failure_of(reply, config, key_env=config.api_key_env or _DEFAULT_KEY_ENV, address=address)
     if isinstance(error, anthropic.CredentialsError):
         return FeedbackAccountError(f"{_NO_KEY} ({error})")
-    if isinstance(error, anthropic.APITimeoutError):
-        return TransientFailure(f"{address} did not answer in time", maybe_billed=True)
-    if isinstance(error, anthropic.APIResponseValidationError):
-        return unreadable(error, address)
-    cause = error.__cause__ or error
-    return TransientFailure(f"{address} could not be reached or broke off: {type(cause).__name__}: {cause}")
+    return broken_off(error, address)

@@ -89,6 +89,9 @@ class Reply(Struct, frozen=True, kw_only=True):
     """Lower-case names."""
 
 
+_UNSENT = frozenset({"ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol"})
+"""What httpx, which both SDKs use, raises before a request has left."""
+
 UNREADABLE = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError)
 """What the SDKs, and reading their loosely checked objects, raise on a body that is no answer: half of one, HTML."""
 
@@ -98,6 +101,15 @@ def unreadable(error: Exception, address: str) -> TransientFailure:
     return TransientFailure(
         f"{address} sent something that is no answer ({type(error).__name__}: {_one_line(str(error), 100)})",
         maybe_billed=True,
+    )
+
+
+def broken_off(error: Exception, address: str) -> TransientFailure:
+    """Say that no answer came; unless nobody was reached, the request was sent and its input may be on the bill."""
+    cause = error.__cause__ or error
+    return TransientFailure(
+        f"{address} could not be reached or broke off: {type(cause).__name__}: {_one_line(str(cause), 200)}",
+        maybe_billed=type(cause).__name__ not in _UNSENT,
     )
 
 

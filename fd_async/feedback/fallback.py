@@ -35,6 +35,11 @@ _NO_HELP = (FeedbackOutage, FeedbackUnavailable, FeedbackBudgetExceeded, Feedbac
 """What says of the second provider that it cannot help now, and nothing of the attempt."""
 
 
+def _of_fallback(message: str) -> str:
+    """Name the keys of the table that the second provider was opened with."""
+    return message.replace("feedback.", "fallback.").replace("[feedback]", "[fallback]")
+
+
 class WithFallback:
     """Same protocol as `Tutor`."""
 
@@ -88,24 +93,24 @@ class WithFallback:
                     feedback = await self._fallback.feedback(rollout)
                 except FeedbackError as error:
                     fallback_usd += error.usd
-                    error.usd = 0.0
+                    error.usd, error.args = 0.0, (_of_fallback(str(error)),)
                     if not isinstance(error, _NO_HELP):
                         raise
-                    self._say(str(error).replace("feedback.", "fallback."))
+                    self._say(str(error))
                 else:
                     fallback_usd += feedback.usd
                     break
-                await self._wait_for_main()
+                main_usd += await self._wait_for_main()
         except FeedbackError as error:
             error.usd += main_usd + fallback_usd
             error.fallback_usd = fallback_usd
             raise
         return msgspec.structs.replace(feedback, usd=main_usd + fallback_usd, fallback_usd=fallback_usd)
 
-    async def _wait_for_main(self) -> None:
+    async def _wait_for_main(self) -> float:
         self._num_waiting += 1
         try:
-            await self._main.wait_until_there()
+            return await self._main.wait_until_there()
         finally:
             self._num_waiting -= 1
 

@@ -19,7 +19,16 @@ from openai.types.chat import ChatCompletion
 
 from fd_async.config.schema import FeedbackTable
 from fd_async.errors import FeedbackAccountError
-from fd_async.feedback.failures import UNREADABLE, Reply, TransientFailure, count, failure_of, plain, unreadable
+from fd_async.feedback.failures import (
+    UNREADABLE,
+    Reply,
+    TransientFailure,
+    broken_off,
+    count,
+    failure_of,
+    plain,
+    unreadable,
+)
 from fd_async.feedback.rates import Kind, Rate, read_rates
 from fd_async.feedback.remote import GenerateText, StopReason, TextAnswer, estimate_tokens
 
@@ -132,12 +141,7 @@ class _Caller:
                     headers=error.response.headers,
                 )
             )
-        if isinstance(error, openai.APITimeoutError):
-            return TransientFailure(f"{self._address} did not answer in time", maybe_billed=True)
-        if isinstance(error, openai.APIResponseValidationError):
-            return unreadable(error, self._address)
-        cause = error.__cause__ or error
-        return TransientFailure(f"{self._address} could not be reached or broke off: {type(cause).__name__}: {cause}")
+        return broken_off(error, self._address)
 
     def _failure(self, reply: Reply) -> Exception:
         key_env = self._config.api_key_env or _DEFAULT_KEY_ENV

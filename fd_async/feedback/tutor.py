@@ -70,8 +70,8 @@ class Tutor:
         at_once = self._limits.seconds_for(meter.pending, meter.input_tokens / answers, meter.output_tokens / answers)
         return self._outage.seconds + max(at_once, meter.pending * meter.latency_s / self._limits.places)
 
-    async def wait_until_there(self) -> None:
-        """Wait for the end of an outage.
+    async def wait_until_there(self) -> float:
+        """Wait for the end of an outage; return what asking cost, US dollars.
 
         Raises:
             FeedbackOutage: it has lasted `feedback.max_outage_s`; `usd` is what asking cost.
@@ -82,6 +82,7 @@ class Tutor:
         except FeedbackError as error:
             error.usd = float(purchase.usd)
             raise
+        return float(purchase.usd)
 
     async def feedback(self, rollout: Rollout) -> Feedback:
         """Ask for feedback on one attempt.

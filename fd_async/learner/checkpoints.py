@@ -76,9 +76,17 @@ def read_manifest(folder: Path) -> Manifest:
         raise CheckpointError(f"{folder}: not a complete checkpoint (manifest.json: {error})") from error
     for name, size in manifest.files.items():
         path = folder / name
-        if not path.is_file() or path.stat().st_size != size:
+        if _size(path) != size:
             raise CheckpointError(f"{folder}: {name} is missing or has the wrong size; the checkpoint is damaged")
     return manifest
+
+
+def _size(path: Path) -> int:
+    """Return the bytes of a file, -1 where there is none; it may be pruned while it is looked at."""
+    try:
+        return path.stat().st_size if path.is_file() else -1
+    except OSError:
+        return -1
 
 
 def check_arrived(folder: Path, files: Mapping[str, int]) -> None:
@@ -89,7 +97,7 @@ def check_arrived(folder: Path, files: Mapping[str, int]) -> None:
     """
     for name, size in files.items():
         path = folder / name
-        if not path.is_file() or path.stat().st_size != size:
+        if _size(path) != size:
             raise CheckpointError(
                 f"{path}: a learner rank wrote {size} bytes, which are not here; run.dir must lie on a disk that all "
                 "nodes share"

@@ -44,6 +44,9 @@ log = structlog.get_logger(__name__)
 HOPELESS_DROPS = 256
 """Attempts dropped one after another, with none kept between them, that end the run with the last one's cause."""
 
+_LEAST_USD = 1e-6
+"""Below it a difference is that of sums of floats."""
+
 
 class AttemptLoops:
     """Starts attempts as slots become free and carries each to the buffer or to a named drop."""
@@ -83,6 +86,7 @@ class AttemptLoops:
             raise BaseExceptionGroup("attempts", list(first.values())) from None
         finally:
             await self._recorder.flush()  # once for all: a shield in each of 10,000 cancelled tasks takes minutes
+            await self._book_cut_off()
 
     async def _admit(self, tasks: TaskGroup) -> None:
         ordinal = 0
@@ -104,6 +108,18 @@ class AttemptLoops:
                     await self._state.leaving.wait()
             for call in self._calls:
                 call.cancel()
+
+    async def _book_cut_off(self) -> None:
+        """Record what calls that were cut off may have cost: the provider counts it, and no answer will tell it."""
+        ledger, said, fallback_usd = self._parts.ledger, self._parts.provider.statistics(), 0.0
+        with anyio.CancelScope(shield=True):
+            usd = said.get("usd", 0.0) - await anyio.to_thread.run_sync(ledger.spent_usd)
+            if usd < _LEAST_USD:
+                return
+            if self._parts.config.feedback.outage == "fallback":
+                recorded = await anyio.to_thread.run_sync(ledger.fallback_spent_usd)
+                fallback_usd = min(usd, max(0.0, said.get("fallback_usd", 0.0) - recorded))
+            await ledger.put_spend("cut_off", usd, fallback_usd=fallback_usd)
 
     def _ticket(self, ordinal: int, sample: int) -> Ticket:
         return Ticket(ordinal=ordinal, sample=sample, purpose="train", statement=self._parts.order[ordinal])

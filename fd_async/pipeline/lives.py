@@ -19,7 +19,7 @@ import anyio.to_thread
 import structlog
 
 from fd_async.config.schema import RunConfig
-from fd_async.errors import LearnerError, LearnerRankDied, NonFiniteLoss, PushFailed, first_cause
+from fd_async.errors import LearnerError, LearnerRankDied, NonFiniteLoss, first_cause
 from fd_async.learner.checkpoints import list_checkpoints
 from fd_async.learner.client import Learner
 from fd_async.pipeline.checkpoints import forget_after
@@ -170,16 +170,16 @@ class Lives:
 
 
 def curable(error: BaseException) -> LearnerError | None:
-    """Return the failure of the learner that a fresh one may not have; None if anything else failed, or it would."""
+    """Return the failure of the learner that a fresh one may not have; None if anything else failed, or it would.
+
+    A push by NCCL whose sender failed is the learner's failure; one that the engine failed is not, and ends the run.
+    """
     found: list[LearnerError] = []
     for leaf in _leaves(error):
         cause = _in_learner(leaf)
-        if cause is not None:
-            found.append(cause)
-        elif not isinstance(leaf, PushFailed):  # the requests that a broken push takes with it
+        if cause is None or isinstance(cause, NonFiniteLoss):
             return None
-    if any(isinstance(cause, NonFiniteLoss) for cause in found):
-        return None
+        found.append(cause)
     return max(found, key=lambda cause: isinstance(cause, LearnerRankDied), default=None)
 
 

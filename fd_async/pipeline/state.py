@@ -96,7 +96,7 @@ class RunState:
         self.tokens_generated = 0
         """Counted apart from `tokens`, whose sum it must equal."""
         self.num_dropped = Counter[str]()
-        """Attempts by drop cause, over all processes of the run."""
+        """Attempts by drop cause, over all processes of the run; those that only began anew are in `tokens` alone."""
         self.discovery = Discovery()
         self.recent_failures: deque[bool] = deque(maxlen=256)
         self.recent_solved: deque[float] = deque(maxlen=256)

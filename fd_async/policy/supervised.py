@@ -19,7 +19,7 @@ import anyio
 from anyio.abc import TaskStatus
 
 from fd_async.config.schema import Policy
-from fd_async.errors import EngineDied, EngineError, PushFailed, PushRefused
+from fd_async.errors import EngineDied, EngineError, LearnerError, PushFailed, PushRefused
 from fd_async.policy.engine import Send
 from fd_async.policy.lives import Life, MortalEngine, OpenEngine, OpenRequest
 from fd_async.policy.outputs import joined
@@ -95,6 +95,8 @@ class SupervisedEngine:
         """Since the last push that a caller made and that succeeded."""
         self._num_lives = 0
         self._past_tokens = 0.0
+        self._in_group = False
+        """The present learner's NCCL group has an engine in it, and takes no other."""
         self._requests: dict[str, OpenRequest] = {}
 
     @property
@@ -150,10 +152,12 @@ class SupervisedEngine:
                 except _LOST as error:
                     life.lose(error)
                     continue
-                if part.finish_reason != "abort" or not await _is_lost_soon(life):
+                if part.finish_reason != "abort":
                     return joined(request.sampled, part)
                 if part.token_ids:
                     request.keep(part)
+                if not await _is_lost_soon(life):
+                    return request.sampled or part
             return finished
         except BaseException:
             if salvage is not None and request.sampled is not None:
@@ -180,16 +184,24 @@ class SupervisedEngine:
                 life.lose(error)
 
     async def push(self, staged: StagedWeights, send: Send | None = None) -> PushReport:
-        """See `Engine.push`; an engine that is lost in it is replaced, and the push made again."""
+        """See `Engine.push`; an engine that is lost in it is replaced, and the push made again.
+
+        Raises:
+            PushFailed: the sender failed, and with it the engine: another learner has to push to the next one.
+        """
         while True:
             life = await self._living(whole=False)
             async with life.pushing:
                 if life.lost.is_set():
                     continue
+                self._in_group = self._config.push == "nccl"
                 try:
                     report = await life.engine.push(staged, send)
                 except _LOST as error:
                     life.lose(error)
+                    if isinstance(error.__cause__, LearnerError):
+                        self._in_group = False  # the group is gone with its sender
+                        raise
                     continue
                 self._accepted, self._version, self._deaths = (staged, send), staged.version, 0
                 life.whole.set()
@@ -269,6 +281,8 @@ class SupervisedEngine:
 
     async def _push_again(self, life: Life, staged: StagedWeights, send: Send | None) -> str:
         """Push what the last engine had, unless a caller was faster; return why it was refused, or nothing."""
+        if self._config.push == "nccl":
+            return "their sender is gone"
         async with life.pushing:
             if life.whole.is_set():
                 return ""
@@ -285,7 +299,7 @@ class SupervisedEngine:
     def _count_death(self, cause: str) -> None:
         self._deaths += 1
         limit = self._config.max_restarts
-        if self._config.push == "nccl" and self._accepted is not None:
+        if self._in_group:
             why = 'policy.push = "nccl" cannot take a new engine into its group; resume the run, or take "shm"'
         elif self._deaths > limit:
             why = f"{_times(self._deaths)} without a successful push between (policy.max_restarts = {limit})"

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,7 @@ class ExternalSink(Observer):
         with pipe:
             pipe.write(msgspec.json.encode(self._start, enc_hook=str) + b"\n")
             pipe.flush()
-            while (row := self._rows.get()) is not None:
+            while (row := self._rows.get()) is not None and not self._left_out:
                 pipe.write(msgspec.json.encode(row) + b"\n")
                 pipe.flush()
             pipe.write(END)
@@ -131,6 +132,8 @@ class ExternalSink(Observer):
         if not self._left_out:
             self._left_out = True
             log.warning("sink_left_out", sink=self.name, reason=reason, log=str(self._log_path))
+            with suppress(queue.Full):  # else the thread has rows to take, and sees it then
+                self._rows.put_nowait(None)
 
     def _last_words(self) -> str:
         lines = [line for line in self._log_path.read_text("utf-8", "replace").splitlines() if line.strip()]

@@ -180,7 +180,9 @@ class FakeServer:
         elif method == "fd_prepare":
             self.prepared = args[0]["staged"]["version"]
         elif method == "fd_is_prepared":
-            answer = "True"
+            looks = self.faults.get("looks", 0)
+            self.faults["looks"] = max(0, looks - 1)
+            answer = str(not looks)
         elif method == "fd_commit":
             if self.prepared != args[0]:
                 message = f"Call to collective_rpc method failed: {REFUSED}: version {args[0]} was not prepared"
@@ -201,7 +203,8 @@ class FakeServer:
         return web.json_response({"status": "resumed"})
 
     async def _set_label(self, request: web.Request) -> web.Response:
-        self.label = (await request.json())["new_version"]
+        if not self.faults.get("deaf"):
+            self.label = (await request.json())["new_version"]
         return web.json_response({"success": True})
 
     async def _get_label(self, request: web.Request) -> web.Response:

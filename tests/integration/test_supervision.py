@@ -64,7 +64,7 @@ def opened(folder: Path, config: Policy = CONFIG, log: Any = lambda kind, line: 
 def traces() -> set[str]:
     """Return what this process has outside itself: children, sockets, temporary folders."""
     process = psutil.Process()
-    children = [child for child in process.children(recursive=True) if "resource_tracker" not in str(child.cmdline())]
+    children = [child for child in process.children(recursive=True) if runs(child) and not is_tracker(child)]
     folders = Path(tempfile.gettempdir()).glob(f"fd_async-vllm-*-{process.pid}-*")
     return {*map(str, children), *map(str, process.net_connections("inet")), *map(str, folders)}
 
@@ -73,6 +73,14 @@ def runs(process: psutil.Process) -> bool:
     """Say whether it does, the dead that nobody waited for apart."""
     try:
         return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def is_tracker(process: psutil.Process) -> bool:
+    """Say whether it is the helper of multiprocessing, which stays."""
+    try:
+        return "resource_tracker" in str(process.cmdline())
     except psutil.NoSuchProcess:
         return False
 

@@ -27,6 +27,7 @@ LAYOUT = 3
 """Raised with every change of the tables that an older program, or a newer one, would misread."""
 _CHECKED_BYTES = 1 << 30
 """Up to this size every page is looked at when the file is opened; about a second."""
+_RIGHTS = "this user must be able to write the file and the folder that it lies in (run.dir)"
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS rollouts (
@@ -158,7 +159,7 @@ def only_writer(path: Path) -> Iterator[None]:
     try:
         file = path.with_suffix(".lock").open("a")
     except OSError as error:
-        raise LedgerError(f"{path}: cannot open the ledger: {error}") from error
+        raise LedgerError(f"{path}: cannot open the ledger: {error.strerror}; {_RIGHTS}") from error
     with file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -167,7 +168,9 @@ def only_writer(path: Path) -> Iterator[None]:
                 f"{path}: another process runs this run; end it or wait, then --resume (fd-eval: the same command)"
             ) from error
         except OSError as error:
-            raise LedgerError(f"{path}: cannot be locked on this file system: {error}") from error
+            raise LedgerError(
+                f"{path}: cannot be locked on this file system: {error.strerror}; take another disk (run.dir)"
+            ) from error
         yield
 
 
@@ -177,13 +180,22 @@ def explain(path: Path, error: BaseException, verb: str) -> LedgerError:
     if isinstance(error, zlib.error | msgspec.DecodeError) or code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return damaged(path, str(error))
     if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
-        free_mib = shutil.disk_usage(path.parent).free >> 20
+        free = _free_mib(path.parent)
         what = "disk full" if code == sqlite3.SQLITE_FULL else f"{error} (disk full, over a quota, or failing)"
         return LedgerError(
-            f"{path}: cannot {verb} the ledger: {what}; {free_mib} MiB are free there. What was recorded before is "
+            f"{path}: cannot {verb} the ledger: {what}; {free} MiB are free there. What was recorded before is "
             "intact: free space, then --resume (fd-eval: the same command)"
         )
+    if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
+        return LedgerError(f"{path}: cannot {verb} the ledger: {error}; {_RIGHTS}")
     return LedgerError(f"{path}: cannot {verb} the ledger: {error}")
+
+
+def _free_mib(folder: Path) -> str:
+    try:
+        return str(shutil.disk_usage(folder).free >> 20)
+    except OSError:  # the disk went away
+        return "no one knows how many"
 
 
 def damaged(path: Path, found: str) -> LedgerError:

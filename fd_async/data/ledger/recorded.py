@@ -41,7 +41,10 @@ def read_batches(path: Path) -> list[list[str]]:
         rows = db.execute("SELECT step, rollout_ids FROM batches ORDER BY step").fetchall()
     for expected, (step, _) in enumerate(rows, start=1):
         if step != expected:
-            raise LedgerError(f"{path}: the batch of step {expected} is missing, the next one is that of step {step}")
+            raise LedgerError(
+                f"{path}: the batch of step {expected} is missing, the next one is that of step {step}: the ledger is "
+                "not whole, so the run cannot be replayed"
+            )
     return [_ids.decode(ids) for _, ids in rows]
 
 
@@ -60,7 +63,10 @@ def read_trained(path: Path, ids: list[str]) -> list[QueuedRollout]:
         for rollout_id in ids:
             row = db.execute(query, (rollout_id,)).fetchone()
             if row is None:
-                raise LedgerError(f"{path}: {rollout_id} was trained and is not recorded: the ledger is not whole")
+                raise LedgerError(
+                    f"{path}: {rollout_id} was trained and is not recorded: the ledger is not "
+                    "whole, so the run cannot be replayed"
+                )
             body, tokens, text, version = row
             if tokens is None:
                 raise LedgerError(

@@ -60,7 +60,8 @@ class Ledger:
         self._times = CommitTimes()
         self._lock = anyio.Lock()
         self._pending: list[_Pending] = []
-        self._num_rollouts = connection.execute("SELECT COUNT(*) FROM rollouts").fetchone()[0]
+        with self._named("read"):
+            self._num_rollouts = connection.execute("SELECT COUNT(*) FROM rollouts").fetchone()[0]
 
     async def put_rollout(self, rollout: Rollout, outcome: str, *, admitted_version: int, step: int | None) -> None:
         """Record a finished attempt; a second record of the same id replaces nothing and raises."""
@@ -222,12 +223,12 @@ class Ledger:
 
     def queued(self) -> list[QueuedRollout]:
         """Return recorded training attempts without a terminal record, oldest ordinal first."""
-        rows = self._connection.execute(
-            "SELECT b.body, t.packed, f.body, r.admitted_version FROM rollouts r JOIN bodies b USING (seq)"
-            " LEFT JOIN tokens t USING (seq) LEFT JOIN feedback f ON f.rollout_id=r.id"
-            " WHERE r.purpose='train' AND r.outcome='queued' ORDER BY r.ordinal, r.sample"
-        )
         with self._named("read"):
+            rows = self._connection.execute(
+                "SELECT b.body, t.packed, f.body, r.admitted_version FROM rollouts r JOIN bodies b USING (seq)"
+                " LEFT JOIN tokens t USING (seq) LEFT JOIN feedback f ON f.rollout_id=r.id"
+                " WHERE r.purpose='train' AND r.outcome='queued' ORDER BY r.ordinal, r.sample"
+            )
             return [
                 QueuedRollout(
                     rollout=unpack_rollout(body, tokens),
@@ -245,16 +246,17 @@ class Ledger:
 
     def revocations(self) -> dict[str, Verdict]:
         """Return rollout id -> the verdict that its audit revoked."""
-        rows = self._connection.execute("SELECT rollout_id, before FROM revocations ORDER BY rollout_id")
-        return {rollout_id: _verdict.decode(before) for rollout_id, before in rows}
+        with self._named("read"):
+            rows = self._connection.execute("SELECT rollout_id, before FROM revocations ORDER BY rollout_id")
+            return {rollout_id: _verdict.decode(before) for rollout_id, before in rows}
 
     def seen(self) -> dict[int, dict[int, str]]:
         """Return ordinal -> sample -> outcome of every recorded training attempt."""
         seen: dict[int, dict[int, str]] = {}
-        for ordinal, sample, outcome in self._connection.execute(
-            "SELECT ordinal, sample, outcome FROM rollouts WHERE purpose='train'"
-        ):
-            seen.setdefault(ordinal, {})[sample] = outcome
+        with self._named("read"):
+            rows = self._connection.execute("SELECT ordinal, sample, outcome FROM rollouts WHERE purpose='train'")
+            for ordinal, sample, outcome in rows:
+                seen.setdefault(ordinal, {})[sample] = outcome
         return seen
 
     def trained_verdicts(self) -> Iterator[Verdict]:
@@ -271,25 +273,28 @@ class Ledger:
 
         Tokens of attempts under way are in none; they enter when the attempt is recorded or discarded.
         """
-        rows = self._connection.execute(
-            "SELECT outcome, SUM(tokens) FROM"
-            " (SELECT outcome, sampled_tokens AS tokens FROM rollouts WHERE purpose='train'"
-            " UNION ALL SELECT 'dropped:' || cause, sampled_tokens FROM discards) GROUP BY outcome"
-        )
-        return {outcome: int(total) for outcome, total in rows}
+        with self._named("read"):
+            rows = self._connection.execute(
+                "SELECT outcome, SUM(tokens) FROM"
+                " (SELECT outcome, sampled_tokens AS tokens FROM rollouts WHERE purpose='train'"
+                " UNION ALL SELECT 'dropped:' || cause, sampled_tokens FROM discards) GROUP BY outcome"
+            )
+            return {outcome: int(total) for outcome, total in rows}
 
     def spent_usd(self) -> float:
         """Return all money recorded, US dollars."""
-        bought = self._connection.execute("SELECT COALESCE(SUM(usd), 0) FROM feedback").fetchone()[0]
-        wasted = self._connection.execute("SELECT COALESCE(SUM(usd), 0) FROM spend").fetchone()[0]
+        with self._named("read"):
+            bought = self._connection.execute("SELECT COALESCE(SUM(usd), 0) FROM feedback").fetchone()[0]
+            wasted = self._connection.execute("SELECT COALESCE(SUM(usd), 0) FROM spend").fetchone()[0]
         return float(bought) + float(wasted)
 
     def fallback_spent_usd(self) -> float:
         """Return the part of `spent_usd` that the provider of `[fallback]` was paid; reads all feedback."""
-        bodies = self._connection.execute("SELECT body FROM feedback WHERE usd > 0")
-        bought = sum(_feedback.decode(body).fallback_usd for (body,) in bodies)
         query = "SELECT COALESCE(SUM(usd), 0) FROM spend WHERE substr(cause, 1, ?)=?"
-        return bought + float(self._connection.execute(query, (len(_FALLBACK), _FALLBACK)).fetchone()[0])
+        with self._named("read"):
+            bodies = self._connection.execute("SELECT body FROM feedback WHERE usd > 0")
+            bought = sum(_feedback.decode(body).fallback_usd for (body,) in bodies)
+            return bought + float(self._connection.execute(query, (len(_FALLBACK), _FALLBACK)).fetchone()[0])
 
     def statistics(self) -> dict[str, float]:
         """Return `bytes`, `rows`, `freed`, `commit_s_p50`, `commit_s_p99` and `pending` (writes that wait)."""
@@ -312,7 +317,7 @@ class Ledger:
             self._commit(batch)
         try:
             self._space.keep_inside(self._connection)
-        except sqlite3.Error as error:  # what was asked for is on the disk; the next write tells if the file is failing
+        except (sqlite3.Error, OSError) as error:  # what was asked for is on the disk
             log.warning("ledger_space", reason=str(error))
 
     def _commit(self, batch: list[_Pending]) -> None:
@@ -333,8 +338,11 @@ class Ledger:
 
     def close(self) -> None:
         """Write the notes that no later write took along."""
-        if self._pending:
-            self._commit_batch(self._pending)
+        pending, self._pending = self._pending, []
+        if pending:
+            self._commit_batch(pending)
+        if failed := [note.error for note in pending if note.error is not None]:
+            log.warning("ledger_notes_lost", num=len(failed), reason=str(explain(self._path, failed[0], "write")))
 
     @contextmanager
     def _named(self, verb: str) -> Iterator[None]:

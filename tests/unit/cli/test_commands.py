@@ -123,15 +123,16 @@ def test_resume_needs_a_run(config: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "no run to continue" in capsys.readouterr().err
 
 
-def test_a_run_resumes_by_its_name_alone(config: Path, app: Callable[..., None]) -> None:
-    """The run brings its own resolved configuration."""
+@pytest.mark.parametrize("step", [0, 40])
+def test_a_run_resumes_by_its_name_alone(step: int, config: Path, app: Callable[..., None]) -> None:
+    """The run brings its own resolved configuration; one that was stopped before its first step has a step 0."""
     seen: list[object] = []
     app(run=lambda *given: seen.extend(given) or 0)
     folder = Path("runs/small")
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "config.toml").write_text(config.read_text() + '[run]\nname = "small"\n')
-    assert main(["run", "--run", "small", "--resume", "40"]) == 0
-    assert seen[1:] == [folder, 40]
+    assert main(["run", "--run", "small", "--resume", str(step)]) == 0
+    assert seen[1:] == [folder, step]
 
 
 @pytest.mark.parametrize(
@@ -341,7 +342,9 @@ def test_a_thread_that_hangs_does_not_keep_the_process() -> None:
     assert subprocess.run([sys.executable, "-c", script], cwd=CHECKOUT, timeout=30, check=False).returncode == 6
 
 
-@pytest.mark.parametrize("more", [["--config", "x.toml"], ["--set", "run.seed=1"], ["--resume"], ["--dry-run"]])
+@pytest.mark.parametrize(
+    "more", [["--config", "x.toml"], ["--set", "run.seed=1"], ["--resume"], ["--resume", "0"], ["--dry-run"]]
+)
 def test_a_replay_takes_no_other_configuration(
     more: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

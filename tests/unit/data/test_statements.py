@@ -86,3 +86,19 @@ def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(PreflightError, match="not a regular file"):
         read_statements(tmp_path / "pipe")
+
+
+def test_a_file_without_statements_is_named(tmp_path: Path) -> None:
+    """Empty lines are none; a file that is not there is told with the system's words."""
+    path = tmp_path / "train.jsonl"
+    path.write_text("\n  \n")
+    with pytest.raises(PreflightError, match=r"train\.jsonl: holds no statements"):
+        read_statements(path)
+    with pytest.raises(PreflightError, match=r"none\.jsonl: cannot read the statements: No such file"):
+        read_statements(tmp_path / "none.jsonl")
+
+
+def test_no_limit_and_a_limit_beyond_the_file_keep_the_order() -> None:
+    """A limit chooses by hash; without one nothing moves."""
+    statements = make_statements(5)
+    assert limit_by_hash(statements, 0) == limit_by_hash(statements, 5) == limit_by_hash(statements, 9) == statements

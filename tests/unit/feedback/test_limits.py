@@ -159,3 +159,14 @@ async def test_cancelled_requests_give_their_reservation_back() -> None:
         async with limits.request(400_000, 500_000):
             await anyio.sleep_forever()
     assert (limits.budget.reserved_usd, limits.budget.spent_usd) == (0, 0)
+
+
+async def test_a_call_that_leaves_while_a_limit_holds_it_back_frees_its_money() -> None:
+    """Nothing was sent: reservation and turn are for the next one."""
+    table = FeedbackTable(max_usd=1.0, usd_per_million_input_tokens=1.0, usd_per_million_output_tokens=1.0)
+    limits = Limits(table)
+    limits.pause(3600.0)
+    with anyio.move_on_after(0.01):
+        async with limits.request(400_000, 500_000):
+            raise AssertionError("the provider asked for a rest")
+    assert (limits.budget.reserved_usd, limits.budget.spent_usd, limits.waiting) == (0, 0, 0)

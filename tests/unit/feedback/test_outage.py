@@ -20,6 +20,7 @@ from fd_async.errors import (
 )
 from fd_async.feedback.failures import TransientFailure, rejected
 from fd_async.feedback.provider import Backoff, Provider, TextAnswer, open_provider
+from fd_async.feedback.remote import Purchase
 from fd_async.types import Statement
 from tests.fakes.openai_server import OpenAIServer, completion, error
 from tests.fakes.scripted_http import FEEDBACK_TEXT
@@ -284,3 +285,53 @@ async def test_backlog_grows_with_what_waits(backoff: Backoff) -> None:
             statistics = provider.statistics()
             assert statistics["pending"] == 50
             assert statistics["backlog_s"] == pytest.approx(50 * statistics["latency_p50_s"] / 2)
+
+
+async def test_a_caller_that_our_own_limits_held_back_does_not_ask_into_an_outage(backoff: Backoff) -> None:
+    """It looks once more when its turn has come: its request would only be one more failure."""
+    model = Model()
+    model.trouble = lambda _: None if model.questions > 2 else DOWN
+    async with open_provider(_table(outage_after=1), generate_text=model, backoff=backoff) as provider:
+        provider._limits.pause(0.1)  # type: ignore[attr-defined]
+        async with anyio.create_task_group() as tasks:
+            for index in range(4):
+                tasks.start_soon(provider.feedback, make_rollout(id=f"r{index}"))
+            while provider.statistics()["waiting"] < 4:  # noqa: ASYNC110
+                await anyio.sleep(0.001)
+            provider._outage.suspect(DOWN)  # type: ignore[attr-defined]
+            provider._outage.unanswered(DOWN)  # type: ignore[attr-defined]
+        assert provider.statistics()["answered"] == 4
+    assert [_is_question(user) for user in model.asked] == 3 * [True] + 4 * [False]
+
+
+async def test_a_deadline_that_the_first_of_two_answers_took_drops_the_attempt(backoff: Backoff) -> None:
+    """The second question is not put."""
+    model = Model()
+    async with open_provider(_table(), generate_text=model, backoff=backoff) as provider:
+        with pytest.raises(FeedbackUnavailable, match=r"deadline_s = 0\.2 s; it passed before the second question"):
+            await provider._remote.ask("system", "again", Purchase(deadline_used_s=0.2))  # type: ignore[attr-defined]
+    assert model.asked == []
+
+
+async def test_a_call_that_gives_up_into_an_outage_waits_and_is_answered(backoff: Backoff) -> None:
+    """Nobody was answered since it began and the question fails: the attempt was not the reason."""
+    model = Model()
+    model.trouble = lambda _: None if model.events else DOWN
+    table = _table(outage_after=1000)
+    async with open_provider(table, generate_text=model, backoff=backoff, on_event=model.note) as provider:
+        with anyio.fail_after(10):
+            feedback = await provider.feedback(make_rollout())
+        statistics = provider.statistics()
+    assert feedback.text == FEEDBACK_TEXT
+    assert (statistics["outages"], statistics["drops"]) == (1, {})
+
+
+async def test_a_question_that_is_refused_is_an_answer(backoff: Backoff) -> None:
+    """Whoever declines to say whether he is there is there."""
+    model = Model()
+    model.trouble = lambda user: rejected("no", "feedback_refused") if _is_question(user) else None
+    async with open_provider(_table(), generate_text=model, backoff=backoff) as provider:
+        provider._outage.suspect(DOWN)  # type: ignore[attr-defined]
+        assert (await provider.feedback(make_rollout())).text == FEEDBACK_TEXT
+        assert provider.statistics()["outages"] == 0
+    assert model.questions == 1

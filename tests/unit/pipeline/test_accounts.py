@@ -14,14 +14,14 @@ import pytest
 from fd_async.config.schema import FeedbackTable, Policy
 from fd_async.data.ledger import open_ledger
 from fd_async.data.totals import Totals, read_totals
-from fd_async.errors import FeedbackRejected
+from fd_async.errors import FeedbackRejected, LedgerError
 from fd_async.pipeline.accounts import num_slots
 from fd_async.pipeline.observing import open_observers
 from fd_async.telemetry.accounts import ENGINE, LEARNER
 from fd_async.telemetry.metrics import is_documented
 from fd_async.telemetry.observers import Observer, Observers
 from fd_async.telemetry.sinks import read_rows
-from fd_async.types import Feedback, Rollout
+from fd_async.types import Feedback, PartialRollout, Rollout, VersionSpan
 from tests.fakes.control_plane import Bench, make_config
 from tests.fakes.run_folder import make_attempt
 
@@ -93,6 +93,29 @@ async def test_tokens_and_dollars_close_on_every_row_with_drops_and_waste(tmp_pa
     tokens = accounts["tokens"]
     assert tokens.pop("generated") + tokens.pop("under_way") == sum(tokens.values())
     assert sum(accounts["usd"].values()) == pytest.approx(2 * accounts["usd"]["spent"])
+
+
+async def test_an_attempt_that_begins_anew_leaves_tokens_and_is_not_dropped(tmp_path: Path) -> None:
+    """What it had sampled is dropped by name; the attempt itself ends once, as any other, in the next process too."""
+    begun = PartialRollout(
+        id="train-0000000-00", ordinal=0, sample=0, admitted_version=0, prompt_ids=[99], completion_ids=[5, 6],
+        logprobs=[-1.0, -1.0], spans=[VersionSpan(0, 0, 2)], turns=[],
+    )  # fmt: skip
+    async with open_ledger(tmp_path / "ledger.db") as ledger:
+        await ledger.put_partials([begun])
+
+    async def never(*_: object) -> bool:
+        return False
+
+    for step, max_steps in ((0, 4), (4, 6)):
+        bench = Bench(make_config(run={"max_steps": max_steps}), tmp_path)
+        bench.runner.can_continue = never  # type: ignore[attr-defined]
+        assert await bench.run(step=step, resume=step > 0) == 0
+        status = json.loads((tmp_path / "status.json").read_text())
+        tokens = status["accounts"]["tokens"]
+        assert (tokens["dropped:config_changed"], status["dropped"]) == (2, {})
+        assert tokens["generated"] == sum(tokens.values()) - tokens["generated"] - tokens["under_way"]
+        assert read_rows(tmp_path / "metrics.jsonl")[-1]["tokens/dropped"] == 2
 
 
 async def test_money_of_an_attempt_follows_its_outcome(tmp_path: Path) -> None:
@@ -190,3 +213,19 @@ async def test_a_ledger_that_takes_long_to_sum_does_not_hold_up_every_step(
     last = read_rows(tmp_path / "metrics.jsonl")[-1]
     parts = ("trained", "queued", "dropped", "wasted", "unrecorded")
     assert sum(last[f"usd/{part}"] for part in parts) == pytest.approx(last["feedback/usd"])
+
+
+async def test_sums_that_cannot_be_read_end_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever writes the ledger ends the run if it has to; until then the dollars are unrecorded, and close."""
+
+    def fail(path: Path) -> Totals:
+        raise LedgerError(f"{path}: cannot read the ledger: locked")
+
+    monkeypatch.setattr("fd_async.pipeline.accounts.read_totals", fail)
+    bench = Bench(make_config(feedback={"outage": "fallback"}), tmp_path)
+    told = bench.provider.statistics
+    monkeypatch.setattr(bench.provider, "statistics", lambda: {**told(), "fallback_usd": 0.02})
+    assert await bench.run() == 0
+    last = read_rows(tmp_path / "metrics.jsonl")[-1]
+    assert last["usd/unrecorded"] == pytest.approx(last["feedback/usd"])
+    assert last["feedback/fallback_usd"] == 0.02

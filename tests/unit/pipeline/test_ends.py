@@ -13,10 +13,14 @@ import anyio
 import msgspec
 import pytest
 
-from fd_async.errors import StallDetected, first_cause
+from fd_async.config.schema import FeedbackTable
+from fd_async.data.ledger import open_ledger
+from fd_async.errors import LearnerError, StallDetected, first_cause
 from fd_async.feedback.failures import TransientFailure
 from fd_async.feedback.provider import TextAnswer, open_provider
+from fd_async.feedback.tutor import Tutor
 from fd_async.learner.checkpoints import list_checkpoints
+from fd_async.pipeline.checkpoints import Checkpoints
 from fd_async.pipeline.signals import Stop, wanted_signals
 from fd_async.telemetry.sinks import read_rows
 from fd_async.types import PushReport, StagedWeights, StepReport, TrainingSample
@@ -29,6 +33,7 @@ WATCHED = """
 import os, subprocess, sys, time
 from pathlib import Path
 import anyio
+from fd_async.pipeline.checkpoints import Checkpoints
 from fd_async.pipeline.signals import Stop
 from fd_async.pipeline.stopping import beside
 from fd_async.pipeline.watchdog import Watchdog
@@ -192,6 +197,37 @@ async def test_the_second_signal_leaves_paid_calls_alone(tmp_path: Path) -> None
         assert await stop.cancelable(work) == 130
 
 
+async def test_what_calls_that_were_cut_off_may_have_cost_is_on_record(tmp_path: Path) -> None:
+    """Their input was sent and may be on the bill: a resume must not have that money to spend again."""
+
+    async def silence(system: str, user: str, max_tokens: int) -> TextAnswer:
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    bench = Bench(make_config(), tmp_path)
+    table = FeedbackTable(type="openai", model="m", usd_per_million_input_tokens=5.0, usd_per_million_output_tokens=9.0)
+    bench.provider = provider = Tutor(silence, table)  # type: ignore[assignment]
+    stop = Stop(shutdown_s=bench.config.run.shutdown_s)
+
+    async def work() -> int:
+        async with bench.controller(stop=stop) as controller, anyio.create_task_group() as tasks:
+            tasks.start_soon(ask_twice)
+            return await controller.run()
+
+    async def ask_twice() -> None:
+        while not provider.statistics()["in_flight"]:  # noqa: ASYNC110
+            await anyio.sleep(0.01)
+        stop.request("SIGINT")
+        await anyio.wait_all_tasks_blocked()
+        stop.request("SIGINT")
+
+    with anyio.fail_after(10):
+        assert await stop.cancelable(work) == 130
+    statistics = provider.statistics()
+    async with open_ledger(tmp_path / "ledger.db") as ledger:
+        assert 0 < statistics["usd_unconfirmed"] == pytest.approx(ledger.spent_usd())
+
+
 async def test_a_stop_during_an_outage_ends_within_its_time(tmp_path: Path) -> None:
     """Attempts that wait for the provider are given up after half of it; a resume asks for them again."""
 
@@ -303,6 +339,27 @@ async def test_a_stall_in_a_push_keeps_the_row_of_its_step(tmp_path: Path) -> No
     assert list(list_checkpoints(tmp_path / "checkpoints")) == [2]
     rows = read_rows(tmp_path / "metrics.jsonl")
     assert [(row["step"], row["loss"]) for row in rows] == [(1, 1.0), (2, 0.5)]
+
+
+async def test_a_stall_whose_checkpoint_fails_still_ends_as_a_stall(tmp_path: Path) -> None:
+    """What is left to continue from is told, not the failure of the attempt to save more."""
+    config = make_config(run={"stall_warn_s": 0.1, "stall_abort_s": 0.3}, checkpoint={"every_steps": 1})
+    bench = Bench(config, tmp_path)
+    bench.runner.duration_s = lambda ticket: 3600.0 if ticket.ordinal >= 8 else 0.0
+    take = Checkpoints.take
+
+    async def fail_once_stalled(checkpoints: Checkpoints, step: int) -> None:
+        if bench.state.board.last_progress < anyio.current_time() - 0.2:
+            raise LearnerError("rank 0 does not answer")
+        await take(checkpoints, step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoints, "take", fail_once_stalled)
+        with anyio.fail_after(20), pytest.raises(BaseExceptionGroup) as caught:
+            await bench.run()
+    error = first_cause(caught.value)
+    assert isinstance(error, StallDetected)
+    assert str(error).endswith("--resume continues from " + str(tmp_path / "checkpoints" / "step_000002"))
 
 
 async def test_a_stall_inside_a_step_writes_none(tmp_path: Path) -> None:

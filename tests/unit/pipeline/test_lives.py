@@ -28,11 +28,12 @@ from fd_async.learner.client import Learner
 from fd_async.pipeline.lives import Lives, curable
 from fd_async.pipeline.signals import Stop
 from fd_async.pipeline.state import Parts
+from fd_async.policy.supervised import supervised
 from fd_async.telemetry.observers import Observer, Observers
 from fd_async.telemetry.progress import QuietProgress
 from fd_async.telemetry.sinks import read_rows
 from fd_async.types import StepReport, TrainingSample
-from tests.fakes.control_plane import Bench, FakeLearner, make_config
+from tests.fakes.control_plane import Bench, FakeEngine, FakeLearner, make_config
 
 pytestmark = pytest.mark.anyio
 
@@ -280,7 +281,7 @@ def groups() -> Iterator[tuple[BaseException, bool]]:
     push = PushFailed("loading weights failed")
     push.__cause__ = LearnerError("sending took too long")
     yield died, True
-    yield ExceptionGroup("", [ExceptionGroup("", [push]), PushFailed("the engine's weights are in doubt")]), True
+    yield ExceptionGroup("", [ExceptionGroup("", [push]), died]), True
     yield PushFailed("the probe disagrees"), False
     yield ExceptionGroup("", [died, EngineDied("gone")]), False
     yield ExceptionGroup("", [died, NonFiniteLoss("nan")]), False
@@ -289,8 +290,73 @@ def groups() -> Iterator[tuple[BaseException, bool]]:
 
 @pytest.mark.parametrize(("error", "expected"), list(groups()))
 def test_only_what_the_learner_alone_failed_by_is_curable(error: BaseException, expected: bool) -> None:
-    """A push that fails because its sender died takes the engine's requests with it; that is the learner's fault."""
+    """A push that fails because its sender did is the learner's failure, any other the engine's."""
     assert (curable(error) is not None) is expected
+
+
+class Joined(FakeEngine):
+    """Can be lost, and is in the learner's NCCL group from its first push on."""
+
+    pids: list[int] = []  # noqa: RUF012
+
+    async def watch(self) -> str:
+        await anyio.sleep_forever()
+        return ""
+
+    def kill(self, reason: str) -> None:
+        pass
+
+
+class JoinedWorld(World):
+    """Learners and supervised engines that are in one NCCL group from their first push on."""
+
+    def __init__(self, run_dir: Path, breaks_at: int, cause: Exception) -> None:
+        super().__init__(run_dir, dies(0, 0), policy={"push": "nccl"})
+        self.engines: list[Joined] = []
+        self.breaks_at, self.cause = breaks_at, cause
+
+    @asynccontextmanager
+    async def open_one(self) -> AsyncIterator[Any]:
+        engine = self.bench.runner._engine = Joined()
+        engine.on_push = self.receive
+        self.engines.append(engine)
+        yield engine
+
+    def receive(self, version: int) -> None:
+        self.pushed.append(version)
+        if version == self.breaks_at and len(self.learners) == 1:
+            raise PushFailed(f"push: loading weights failed: {self.cause}") from self.cause
+
+    async def run(self) -> int:
+        policy = self.bench.config.policy
+        async with supervised(
+            self.open_one, policy, stop_token_ids=[], log="vllm.log", on_event=lambda *_: None
+        ) as engine:
+            self.bench.engine = engine  # type: ignore[assignment]
+            return await super().run()
+
+
+@pytest.mark.parametrize(("breaks_at", "pushed"), [(0, [0, 0, 1, 2, 3]), (3, [0, 1, 2, 3, 2, 3])])
+async def test_a_push_by_nccl_whose_sender_fails_costs_a_new_learner_and_a_new_engine(
+    tmp_path: Path, breaks_at: int, pushed: list[int]
+) -> None:
+    """They make a group of their own; the engine waits for the weights of the checkpoint, nobody sends it the old."""
+    world = JoinedWorld(tmp_path, breaks_at, LearnerError("sending took longer than policy.push_timeout_s"))
+    assert await world.run() == 0
+    assert (len(world.learners), len(world.engines)) == (2, 2)
+    assert world.pushed[: len(pushed)] == pushed
+    assert sorted(world.history) == [f"train-{i:07d}-00" for i in range(24)]
+
+
+@pytest.mark.parametrize("breaks_at", [0, 3])
+async def test_a_push_by_nccl_that_the_engine_fails_ends_the_run(tmp_path: Path, breaks_at: int) -> None:
+    """The learner's group holds the dead workers for good: no engine starts in vain, and the line says what to do."""
+    world = JoinedWorld(tmp_path, breaks_at, RuntimeError("no memory"))
+    with pytest.raises(
+        EngineDied, match=r'policy\.push = "nccl" .* resume the run.* loading weights failed: no memory'
+    ):
+        await world.run()
+    assert (len(world.learners), len(world.engines)) == (1, 1)
 
 
 async def test_calls_under_way_when_a_rank_dies_are_paid_once(tmp_path: Path) -> None:

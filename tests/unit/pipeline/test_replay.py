@@ -211,6 +211,34 @@ def test_a_folder_without_a_trained_batch_is_refused(tmp_path: Path) -> None:
         Recorded(tmp_path)
 
 
+async def test_a_ledger_without_a_trained_batch_is_refused(tmp_path: Path) -> None:
+    """A run that was stopped before its first step."""
+    async with open_ledger(tmp_path / "ledger.db"):
+        pass
+    with pytest.raises(PreflightError, match=r"ledger\.db holds no trained batch: there is nothing to replay"):
+        Recorded(tmp_path)
+
+
+async def test_rows_and_weights_that_the_replay_lacks_are_no_equality(tmp_path: Path) -> None:
+    """What was not computed again was not compared."""
+    bench = await record(tmp_path / "run", make_config())
+    await bench.run()
+    recorded = Recorded(tmp_path / "run")
+    columns = {"loss"}
+    assert compare(recorded, recorded.rows, recorded.events, columns).difference == ""
+    without = [row for row in recorded.rows if row["step"] != 3]
+    said = compare(recorded, without, recorded.events, columns).difference
+    assert said == "step 3: the run has a row, the replay has none"
+    others = [event for event in recorded.events if event.kind != "weights"]
+    said = compare(recorded, recorded.rows, others, columns).difference
+    assert said == "no weight version of the run came up in the replay"
+    changed = [Event("weights", "x", 2) if (e.kind, e.value) == ("weights", 2) else e for e in recorded.events]
+    assert "weight version 2: digest " in compare(recorded, recorded.rows, changed, columns).difference
+    recorded.batches[1].reverse()
+    assert compare(recorded, recorded.rows, recorded.events, columns).difference.startswith("step 2 trained prompts ")
+    assert len(recorded.fingerprints()) <= 1
+
+
 OPENED = Event("opened", "1 1 1 1 9", 0)
 
 

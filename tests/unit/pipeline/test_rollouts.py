@@ -130,11 +130,13 @@ async def test_a_failed_request_drops_the_attempt_by_name(error: Exception) -> N
 
 
 async def test_an_aborted_request_is_no_answer() -> None:
-    """What an engine gave up half-way is not a model that stopped."""
+    """What an engine gave up half-way is not a model that stopped; what it had sampled is in the record."""
     script = Script([])
     script.finish_reason = "abort"
     rollout = await attempt(script, Judge())
     assert (rollout.end_reason, rollout.failure) == ("failed", "engine")
+    assert "the engine gave up train-0000000-00-t0" in rollout.verdict.reason
+    assert (rollout.completion_ids, rollout.sampled_mask, rollout.num_sampled_tokens) == ([0, 9], [True, True], 2)
 
 
 async def test_the_death_of_the_engine_is_not_recorded_as_an_attempt() -> None:

@@ -158,12 +158,15 @@ async def test_weights_travel_while_the_engine_receives(tmp_path: Path, monkeypa
 
 
 async def test_a_sender_that_fails_leaves_the_engine_in_doubt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The learner's error ends the engine's wait at once and is the line that the run ends with."""
+    """The learner's error ends the engine's wait at once, and is told as the cause."""
     async with opened(tmp_path, monkeypatch, make_config()) as world:
         staged = await world.stage(1)
         GROUPS[staged.path].failure = "NCCL error: unhandled cuda error"
-        with pytest.raises(PushFailed, match=r"^push: loading weights failed: learner rank 0 failed: .*unhandled cuda"):
+        with pytest.raises(
+            PushFailed, match=r"^push: loading weights failed: learner rank 0 failed: .*unhandled cuda"
+        ) as caught:
             await world.engine.push(staged, world.learner.send)
+        assert isinstance(caught.value.__cause__, LearnerError)
         assert "resume" not in world.vllm.calls
         assert world.engine.weight_version == 0
         with pytest.raises(PushFailed, match="in doubt"):

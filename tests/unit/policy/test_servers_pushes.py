@@ -172,7 +172,7 @@ async def test_a_push_fails_when_the_probe_disagrees_everywhere(world: World) ->
 
 async def test_a_push_during_which_all_servers_die_is_taken_by_the_first_that_returns(world: World) -> None:
     """A fleet of one must survive a restart in the middle of a push."""
-    async with world.open() as fleet, anyio.create_task_group() as group:
+    async with world.open(push_timeout_s=60.0) as fleet, anyio.create_task_group() as group:
         for server in world.servers:
             server.faults["fd_commit"] = "hang"
         group.start_soon(fleet.push, world.stage(1))

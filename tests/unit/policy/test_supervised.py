@@ -157,3 +157,14 @@ async def test_a_request_that_vllm_gave_up_alone_is_told() -> None:
     """The engine lives: the caller has to know."""
     async with opened(Plan(sampled=3, gives_up=True)) as world:
         assert await world.generate() == numbers(3, 3, reason="abort")
+
+
+async def test_cancelling_a_request_that_vllm_gave_up_saves_its_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who tells vLLM to end often tells the run too, while it waits for the death of the engine."""
+    monkeypatch.setattr("fd_async.policy.supervised._DEATH_FOLLOWS_S", 60.0)
+    async with opened(Plan(sampled=3, gives_up=True)) as world, anyio.create_task_group() as group:
+        group.start_soon(world.generate)
+        await anyio.wait_all_tasks_blocked()
+        assert world.engine.partial("r") == numbers(3, 3, reason="abort")
+        group.cancel_scope.cancel()
+    assert world.salvaged == [numbers(3, 3, reason="abort")]

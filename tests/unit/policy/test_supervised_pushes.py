@@ -6,7 +6,7 @@ import anyio
 import pytest
 from msgspec.structs import replace
 
-from fd_async.errors import EngineDied, EngineError, PushFailed, PushRefused
+from fd_async.errors import EngineDied, EngineError, LearnerRankDied, PushFailed, PushRefused
 from fd_async.types import StagedWeights, VersionSpan
 from tests.fakes.mortal_engine import Plan
 from tests.unit.policy.supervised_world import CONFIG, _no_pause, numbers, opened
@@ -107,3 +107,20 @@ async def test_a_group_that_cannot_be_joined_again_ends_the_run(staged: StagedWe
 
     with pytest.raises(EngineDied, match=r'policy\.push = "nccl" cannot take a new engine'):
         await die()
+
+
+async def test_a_push_by_nccl_whose_sender_failed_is_another_learners_to_make(staged: StagedWeights) -> None:
+    """The next engine waits for it: the old weights have nobody to send them, and the old group is gone."""
+    failure = PushFailed("loading weights failed")
+    failure.__cause__ = LearnerRankDied("killed")
+    async with opened(Plan(pushes=[None, failure]), Plan(), config=replace(CONFIG, push="nccl")) as world:
+        address = replace(staged, path="nccl://127.0.0.1:1")
+        await world.engine.push(replace(address, version=1))
+        with pytest.raises(PushFailed, match="loading weights failed"):
+            await world.engine.push(replace(address, version=2))
+        async with anyio.create_task_group() as group:
+            group.start_soon(world.generate)
+            await anyio.wait_all_tasks_blocked()
+            assert (len(world.opener.engines), world.opener.last.pushed, world.completions) == (2, [], [])
+            await world.engine.push(replace(address, version=1))
+        assert world.completions == [numbers(3, 8, VersionSpan(1, 0, 8))]

@@ -134,6 +134,8 @@ def test_a_slow_package_never_holds_up_a_step(fake: Fake, tmp_path: Path, monkey
             sink.row({"step": step, "loss": 1.0, "a long name of a column" * 8: 1.0})
         sink.close()
     assert [entry["reason"] for entry in logs] == ["5 rows wait for it"]
+    sink._thread.join(5)
+    assert not sink._thread.is_alive()
 
 
 @pytest.mark.parametrize("on_log", ["time.sleep(99)", "pass"])

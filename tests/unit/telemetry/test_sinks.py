@@ -120,3 +120,21 @@ async def test_a_status_that_cannot_be_written_warns_once_and_never_ends_the_run
     (tmp_path / "missing").rmdir()
     await file.write({})
     assert len(warnings) == 2
+
+
+def test_what_killed_processes_left_half_written_goes_and_what_live_ones_write_stays(tmp_path: Path) -> None:
+    """The pid in the name tells; a name that is not ours is nobody's business."""
+    path = tmp_path / "status.json"
+    names = {".status.json.999999999.tmp": False, f".status.json.{os.getppid()}.tmp": True, ".status.json.x.tmp": True}
+    for name in names:
+        (tmp_path / name).touch()
+    sinks.replace_file(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert {name: (tmp_path / name).exists() for name in names} == names
+
+
+async def test_rows_that_cannot_be_written_name_file_and_reason(tmp_path: Path) -> None:
+    """Another reason than a full disk."""
+    (tmp_path / "file").touch()
+    with pytest.raises(PreflightError, match=r"metrics\.jsonl: cannot be written: (Not a directory|File exists)"):
+        await MetricsFile(tmp_path / "file" / "metrics.jsonl").open(resume_step=None)
