@@ -67,7 +67,7 @@ async def test_a_record_that_cannot_be_unpacked_names_the_ledger(tmp_path: Path)
     path = tmp_path / "ledger.db"
     async with open_ledger(path) as ledger:
         await put(ledger, make_rollout(0))
-    change(path, "UPDATE rollouts SET body=x'00'")
+    change(path, "UPDATE bodies SET body=x'00'")
     async with open_ledger(path) as ledger:
         with pytest.raises(LedgerError, match=r"ledger\.db: the ledger is damaged .*--run NAME"):
             ledger.queued()
