@@ -114,7 +114,9 @@ def _totals(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     for index, column in enumerate(table["columns"]):
         values = [row["cells"][index]["value"] for row in table["rows"]]
         known = [value for value in values if value is not None]
-        totals.append((f"held-out {column}", " → ".join(percent(value) for value in known[:1] + known[1:][-1:])))
+        totals.append(
+            (f"held-out {column.replace('/', ' ')}", " → ".join(percent(value) for value in known[:1] + known[1:][-1:]))
+        )
     counters = (
         ("tokens generated", "tokens/generated", short),
         ("proof checks", "lean/checks", short),

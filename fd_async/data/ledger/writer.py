@@ -61,7 +61,7 @@ class Ledger:
         self._lock = anyio.Lock()
         self._pending: list[_Pending] = []
         with self._named("read"):
-            self._num_rollouts = connection.execute("SELECT COUNT(*) FROM rollouts").fetchone()[0]
+            self._num_rollouts = _num_rollouts(connection)
 
     async def put_rollout(self, rollout: Rollout, outcome: str, *, admitted_version: int, step: int | None) -> None:
         """Record a finished attempt; a second record of the same id replaces nothing and raises."""
@@ -83,7 +83,6 @@ class Ledger:
             db.execute("DELETE FROM partials WHERE id=?", (rollout.id,))
 
         await self._write(write)
-        self._num_rollouts += 1
 
     async def put_partials(self, partials: Sequence[PartialRollout]) -> None:
         """Record how far attempts under way have come, in place of what was recorded of them before."""
@@ -316,6 +315,7 @@ class Ledger:
         with self._times.measure():
             self._commit(batch)
         try:
+            self._num_rollouts = _num_rollouts(self._connection)
             self._space.keep_inside(self._connection)
         except (sqlite3.Error, OSError) as error:  # what was asked for is on the disk
             log.warning("ledger_space", reason=str(error))
@@ -351,6 +351,10 @@ class Ledger:
             yield
         except (sqlite3.Error, zlib.error, msgspec.DecodeError) as error:
             raise explain(self._path, error, verb) from error
+
+
+def _num_rollouts(db: sqlite3.Connection) -> int:
+    return db.execute("SELECT COALESCE(SUM(num), 0) FROM tallies").fetchone()[0]
 
 
 def _execute(db: sqlite3.Connection, sql: str, row: tuple[object, ...]) -> None:

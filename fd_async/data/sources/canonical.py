@@ -21,7 +21,7 @@ _NAMED = re.compile(r"\b(?:theorem|lemma)\s+((?:«[^»]*»|[^\s:({\[⦃«])+)")
 _WORD = r"(?!(?:fun|in)\b)[^\W\d][\w'!?]*"
 _BINDERS = re.compile(
     rf"[({{\[⦃]\s*({_WORD}(?:\s+{_WORD})*)\s*:(?!=)"
-    rf"|(?:[∀∃λ∑∏]!?|\bfun\b)\s*({_WORD}(?:\s+{_WORD})*)\s*(?::|,|=>|↦|∈|\bin\b|[<>≤≥≠])"
+    rf"|(?:[∀∃λ∑∏∫⋃⋂]['!]?|\bfun\b)\s*({_WORD}(?:\s+{_WORD})*)\s*(?::|,|=>|↦|∈|\bin\b|[<>≤≥≠])"
 )
 _HEAD = re.compile(rf"(?<![\w.'!?]){_WORD}")
 

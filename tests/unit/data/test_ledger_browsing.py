@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sqlite3
+import subprocess
+import sys
 from collections import Counter
+from collections.abc import Awaitable
 from contextlib import closing
 from pathlib import Path
 
+import anyio
 import msgspec
 import pytest
 
@@ -152,6 +157,71 @@ async def test_tallies_stay_exact_over_any_history(tmp_path: Path) -> None:
                 step -= 1
                 ledger.rewind(step)
                 queued = [record.rollout for record in ledger.queued()]
+    all_tables_agree(path)
+
+
+async def test_a_write_that_is_refused_leaves_no_trace_in_any_table(tmp_path: Path) -> None:
+    """Good and bad writes share a commit; the bad ones are undone alone, in rows, bodies and counts."""
+    path = tmp_path / "ledger.db"
+
+    async def refused(write: Awaitable[None]) -> None:
+        with pytest.raises(LedgerError, match=r"UNIQUE|not queued|were queued"):
+            await write
+
+    async with open_ledger(path) as ledger:
+        for index in range(4):
+            await put(ledger, made(index))
+        await ledger.put_batch(1, [made(0).id], {})
+        async with anyio.create_task_group() as tasks:
+            for index in range(4, 8):
+                tasks.start_soon(put, ledger, made(index))
+            tasks.start_soon(refused, put(ledger, made(1, "proved")))
+            tasks.start_soon(refused, ledger.drop(made(0).id, "late"))
+            batch = [made(1).id, made(0).id]
+            tasks.start_soon(refused, ledger.put_batch(2, batch, {batch[0]: scores(made(1), 1.0)}))
+            tasks.start_soon(ledger.drop, made(2).id, "late")
+    all_tables_agree(path)
+    counts = read_counts(path, Filter())
+    assert counts.facets["outcome"] == {"queued": 6, "trained": 1, "dropped:late": 1}
+    assert counts.facets["scored"] == {"no": 8}
+
+
+@pytest.mark.parametrize("num_steps", [2, 7])
+def test_a_kill_leaves_all_tables_in_step(tmp_path: Path, num_steps: int) -> None:
+    """Rows without bodies, or counted twice, would be a write that was half done."""
+    code = (
+        "import anyio, sys; from pathlib import Path; from fd_async.data.ledger import open_ledger\n"
+        "from tests.unit.data.test_ledger_browsing import lived_on\n"
+        "async def main():\n"
+        "    async with open_ledger(Path(sys.argv[1])) as ledger: await lived_on(ledger)\n"
+        "anyio.run(main)"
+    )
+    path = tmp_path / "ledger.db"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", code, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as writer:
+        assert writer.stdout is not None
+        for _ in range(num_steps):
+            told = int(writer.stdout.readline())
+        writer.kill()
+    all_tables_agree(path)
+    assert read_counts(path, Filter(outcome="trained")).matching >= 2 * told
+
+
+async def lived_on(ledger: Ledger) -> None:
+    """Record and train until killed; say after which step."""
+    for step in range(1, 10_000):
+        rollouts = [made(4 * step + i) for i in range(4)]
+        async with anyio.create_task_group() as tasks:
+            for rollout in rollouts:
+                tasks.start_soon(put, ledger, rollout)
+        await ledger.put_rollout(made(step % 5, suite="mini"), "evaluated", admitted_version=0, step=step)
+        await ledger.put_batch(step, [r.id for r in rollouts[:2]], {rollouts[0].id: scores(rollouts[0], 1.0)})
+        print(step, flush=True)
+
+
+def all_tables_agree(path: Path) -> None:
+    """The counts are those of the rows, and every row has its body and its tokens."""
     kinds = "purpose, suite, verdict, ended, outcome, gain IS NOT NULL"
     with closing(sqlite3.connect(path)) as db:
         counted = db.execute(f"SELECT {kinds}, COUNT(*) FROM rollouts GROUP BY {kinds} ORDER BY 1,2,3,4,5,6").fetchall()

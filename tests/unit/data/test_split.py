@@ -114,7 +114,7 @@ def test_what_counts_as_the_same_statement() -> None:
 @pytest.mark.parametrize(
     ("text", "kept"),
     [
-        ("theorem a : ∀ n > 0, ∑ i in range n, i = 0 :=", ":∀#0>0,∑#1inrange#0,#1=0"),
+        ("theorem a : ∀ n > 0, ∑ i in range n, i = ∑' j, g j :=", ":∀#0>0,∑#1inrange#0,#1=∑'#2,g#2"),
         ("theorem a (f : ℕ → ℕ) : (fun x => f x) = fun y ↦ f y :=", "(#0:ℕ→ℕ):(fun#1=>#0#1)=fun#2↦#0#2"),
         ("theorem a.{u} {α : Type u} [inst : Foo α] : ∃! s ∈ t, s.card = (2 : ℕ) :=",
          "{u}{#0:Typeu}[#1:Foo#0]:∃!#2∈t,#2.card=(2:ℕ)"),

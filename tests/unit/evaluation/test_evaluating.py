@@ -141,6 +141,7 @@ def test_the_folder_holds_its_configuration(world: World) -> None:
         ("rollout.tools", {"rollout": {"tools": False}}),
         ("model.thinking", {"model": {"thinking": False}}),
         ("verifier.backend", {"verifier": {"backend": "minilean"}}),
+        ("verifier.memory_limit_gib", {"verifier": {"memory_limit_gib": 4.0}}),
         ("verifier.allowed_axioms", {"verifier": {"allowed_axioms": []}}),
     ],
 )
