@@ -19,7 +19,7 @@ from fd_async.config.load import dump_toml
 from fd_async.config.schema import RunConfig
 from fd_async.data.sources import Selection, read_selection
 from fd_async.errors import CheckpointError, ConfigError, FdError, first_cause
-from fd_async.learner.checkpoints import find_checkpoint, list_folders, read_manifest, resolve_init_from
+from fd_async.learner.checkpoints import find_checkpoint, is_start, list_folders, read_manifest, resolve_init_from
 from fd_async.learner.client import Learner, check_learner, start_learner
 from fd_async.pipeline.lives import Lives
 from fd_async.pipeline.observing import open_observers
@@ -94,6 +94,8 @@ async def _run(config: RunConfig, run_dir: Path, resume: int | bool | None, engi
         )
     data = await anyio.to_thread.run_sync(read_selection, config, abandon_on_cancel=True)  # bad data leave no folder
     notes += data.lines
+    if config.model.init_from:
+        config = _with_start(config, run_dir / "config.toml" if resumes else None)
     for folder in ("logs", "checkpoints"):
         (run_dir / folder).mkdir(parents=True, exist_ok=True)
     setup_logging(run_dir, config.telemetry.log_level, live=is_live(config.telemetry.console))
@@ -102,8 +104,6 @@ async def _run(config: RunConfig, run_dir: Path, resume: int | bool | None, engi
     if changes and resumes:
         notes.append(f"changed since the run was started: {', '.join(changes)}")
     config_hash = hashlib.sha256(text.encode()).hexdigest()[:16]
-    if config.model.init_from:
-        config = _with_init_from(config)
     progress = make_progress(config.telemetry.console, run=run_dir.name)
     stop.say = progress.message
     try:
@@ -211,7 +211,16 @@ def _keep_config(path: Path, text: str) -> list[str]:
     return sorted(".".join(key) for key in before.keys() | now.keys() if before.get(key) != now.get(key))
 
 
-def _with_init_from(config: RunConfig) -> RunConfig:
-    """Replace `model.init_from` by the checkpoint folder it names."""
-    folder = resolve_init_from(config.model.init_from)
-    return msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, init_from=str(folder)))
+def _with_start(config: RunConfig, earlier: Path | None) -> RunConfig:
+    """Replace `model.init_from` by the checkpoint folder it names, so that config.toml says which one it was.
+
+    Args:
+        config: of the run.
+        earlier: a resumed run's config.toml, whose checkpoint stays: the run named may have newer ones by now.
+    """
+    start = config.model.init_from
+    recorded = ""
+    if earlier is not None and earlier.is_file():
+        recorded = tomllib.loads(earlier.read_text(encoding="utf-8")).get("model", {}).get("init_from", "")
+    chosen = resolve_init_from(recorded if recorded and is_start(start, recorded) else start)
+    return msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, init_from=str(chosen)))

@@ -155,6 +155,12 @@ def resolve_init_from(text: str, *, key: str = "model.init_from") -> Path:
     )
 
 
+def is_start(text: str, checkpoint: str) -> bool:
+    """Say whether a checkpoint folder is what `model.init_from` names: itself, or one of the run folder's."""
+    named, folder = Path(text).absolute(), Path(checkpoint).absolute()
+    return folder == named or folder.parent == named / "checkpoints"
+
+
 def read_state(checkpoint: Path) -> LearnerState:
     """Read `learner.json`.
 

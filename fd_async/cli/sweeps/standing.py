@@ -16,11 +16,12 @@ from fd_async.cli.sweeps.jobs import Job
 from fd_async.config.load import dump_toml
 from fd_async.config.places import evaluated, suite_name
 from fd_async.config.schema import RunConfig
-from fd_async.learner.checkpoints import list_checkpoints
+from fd_async.learner.checkpoints import is_start, list_checkpoints
 from fd_async.telemetry.sinks import read_rows
 
 ALARM_PHASE = "ended by an alarm"
 """What status.json says of a run that an alarm ended."""
+_START = "model.init_from"
 FREE = {
     "run.stall_warn_s", "run.stall_abort_s", "run.shutdown_s", "feedback.max_usd", "fallback.max_usd",
     "checkpoint.keep_last", "checkpoint.min_free_gib",
@@ -126,6 +127,8 @@ def _difference(job: Job) -> str:
     now, before = _flat(tomllib.loads(dump_toml(job.config))), _flat(before)
     # A key that an older version did not know had its default there.
     usual = _flat(msgspec.to_builtins(RunConfig(model=job.config.model, data=job.config.data)))
+    if before.get(_START) and is_start(str(now[_START]), str(before[_START])):
+        now[_START] = before[_START]  # the run has written down which checkpoint of the other it was
     changed = [
         key
         for key in sorted(now.keys() | before.keys())
