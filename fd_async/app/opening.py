@@ -173,7 +173,8 @@ async def _frozen_copy(
         room = config.policy.max_model_len - len(prompt_ids)
         if room <= 0:
             raise FeedbackRejected(
-                f"the question has {len(prompt_ids)} tokens, policy.max_model_len is too short for it"
+                f"the question has {len(prompt_ids)} tokens: raise policy.max_model_len, or lower "
+                "feedback.max_attempt_chars"
             )
         completion = await engine.generate(
             prompt_ids,

@@ -50,7 +50,7 @@ def find_subject(config: RunConfig, source: Path | None, step: int | None) -> Su
             return Subject(str(model_folder(resolve_init_from(start))) if start else config.model.path, 0, source)
         return _of_checkpoint(find_checkpoint(source / "checkpoints", step))
     if step is not None:
-        raise ConfigError(f"--step {step}: goes with a run folder, which has checkpoints/")
+        raise ConfigError(f"--step {step}: name a run folder with it, which has checkpoints/, or leave it out")
     if source is None:
         return Subject(config.model.path, None, None)
     checkpoint = source.parent if (source / "config.json").is_file() else source
@@ -59,7 +59,8 @@ def find_subject(config: RunConfig, source: Path | None, step: int | None) -> Su
     if checkpoint != source:
         return Subject(str(source), None, None)
     raise CheckpointError(
-        f"{source}: no run folder with checkpoints/, no checkpoint and no Hugging Face folder with config.json"
+        f"{source}: no run folder with checkpoints/, no checkpoint and no Hugging Face folder with config.json: "
+        "name one of these"
     )
 
 

@@ -58,7 +58,7 @@ def execute(arguments: argparse.Namespace, log: ErrorLog) -> int:
 
 def _health(arguments: argparse.Namespace) -> int:
     if arguments.config or arguments.set or arguments.quick:
-        raise ConfigError("--health stands alone: it asks about what goes on, not about a configuration")
+        raise ConfigError("--health stands alone: leave out --config, --set and --quick")
     from fd_async.preflight.health import health
 
     finding = health(arguments.health)

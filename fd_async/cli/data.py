@@ -94,7 +94,7 @@ def _table(arguments: argparse.Namespace, config: RunConfig | None) -> Data:
     if problem:
         raise ConfigError(f"--columns: {problem}")
     if arguments.num_test == 0:
-        raise ConfigError("--num-test: at least 1")
+        raise ConfigError("--num-test: give at least 1")
     return Data(**_given(arguments))
 
 
@@ -172,7 +172,7 @@ def _split(text: str, statements: Sequence[Statement], table: Data, folder: Path
                 raise PreflightError(f"{path}: holds something else already: delete it, or name another folder")
             replace_file(path, rows)
         except OSError as error:
-            raise PreflightError(f"{path}: cannot be written: {error.strerror}") from error
+            raise PreflightError(f"{path}: cannot be written: {error.strerror}; name another folder") from error
         _line("", f"wrote {path}")
 
 
@@ -197,7 +197,7 @@ def _check(text: str, statements: Sequence[Statement], config: RunConfig, report
                 row = {"source": text} | {name: getattr(fault, name) for name in fault.__struct_fields__}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
     except OSError as error:
-        raise PreflightError(f"--report {report}: cannot be written: {error.strerror}") from error
+        raise PreflightError(f"--report {report}: cannot be written: {error.strerror}; name another file") from error
     bad = [fault for fault in faults if fault.kind != "infrastructure"]
     seconds = time.monotonic() - began
     _line("check", f"{len(statements) - len(faults):,} compile with `sorry`, {len(bad):,} do not ({seconds:,.0f} s)")

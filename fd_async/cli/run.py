@@ -65,7 +65,7 @@ def _replay(arguments: argparse.Namespace, log: ErrorLog) -> int:
     """Repeat a run from its ledger; 0 when everything is equal bit for bit, 1 when something differs."""
     more = (arguments.resume, arguments.max_steps)
     if arguments.config or arguments.set or arguments.dry_run or any(value is not None for value in more):
-        raise ConfigError("--replay repeats a run as it was: only --run NAME goes with it")
+        raise ConfigError("--replay repeats a run as it was: leave out all but --run NAME")
     recorded = run_folder(arguments.replay)
     name = arguments.run or f"{recorded.resolve().name}-replay"
     config = load_config(recorded / "config.toml", [], [], options={"run.name": ("--run", name)})
@@ -99,7 +99,7 @@ def _files(arguments: argparse.Namespace) -> tuple[Path, list[Path]]:
     if arguments.resume is None:
         raise ConfigError("--config FILE is missing, e.g. --config configs/tiny_fd.toml")
     if arguments.run is None:
-        raise ConfigError("--resume needs --config FILE or --run NAME")
+        raise ConfigError("--resume alone names no run: add --config FILE or --run NAME")
     return run_folder(arguments.run) / "config.toml", []
 
 

@@ -54,7 +54,8 @@ def run_folder(name: str) -> Path:
         if folder.is_dir():
             return folder
     known = sorted(entry.name for entry in runs.iterdir() if entry.is_dir()) if runs.is_dir() else []
-    raise ConfigError(f"there is no run {name}" + (f"; {runs}/ has {', '.join(known)}" if known else ""))
+    there = f"name one of {runs}/: {', '.join(known)}" if known else f"{runs}/ holds none; give the folder of a run"
+    raise ConfigError(f"there is no run {name}; {there}")
 
 
 def has_begun(run_dir: Path) -> bool:

@@ -65,9 +65,9 @@ def parse_place(text: str) -> Place:
         elif mark in ("train", "test") and not part:
             part = "train" if mark == "train" else "test"
         else:
-            raise ConfigError(f"{_shown(text)}: #{_shown(mark)} is not #train, #test or #COLUMN=VALUE")
+            raise ConfigError(f"{_shown(text)}: #{_shown(mark)} is unknown; write #train, #test or #COLUMN=VALUE")
     if not base.strip():
-        raise ConfigError(f"{_shown(text)}: names no source")
+        raise ConfigError(f"{_shown(text)}: names no source: write a file, a folder or hub:OWNER/NAME@COMMIT")
     place = Place(text, base, filters=tuple(filters), part=part)
     if not base.startswith("hub:"):
         return place

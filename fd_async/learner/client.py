@@ -339,7 +339,8 @@ def _staging_folder(config: RunConfig) -> Iterator[Path]:
         except OSError as error:
             key = "policy.push_dir" if config.policy.push == "file" else "policy.push"
             raise PreflightError(
-                f"{key}: cannot make a folder for staged weights in {root}: {error.strerror}"
+                f"{key}: cannot make a folder for staged weights in {root}: {error.strerror}; make it writable, or "
+                'name another folder with policy.push = "file" and policy.push_dir'
             ) from error
         yield folder
 

@@ -71,7 +71,10 @@ def read_hostfile(path: Path) -> list[Host]:
                 f"learner.hostfile = {str(path)!r}, line {number}: expected `HOST slots=N`, got {text!r}"
             )
         if any(host.name == match[1] for host in hosts):
-            raise PreflightError(f"learner.hostfile = {str(path)!r}, line {number}: host {match[1]} stands there twice")
+            raise PreflightError(
+                f"learner.hostfile = {str(path)!r}, line {number}: host {match[1]} stands there "
+                "twice; give it one line with all its slots"
+            )
         hosts.append(Host(match[1], int(match[2])))
     if not hosts:
         raise PreflightError(f"learner.hostfile = {str(path)!r} names no host; write `HOST slots=N` lines")
@@ -113,7 +116,8 @@ def check(config: RunConfig) -> list[Host]:
         )
     if learner.launcher in ("mpich", "slurm") and len({host.slots for host in hosts}) > 1:
         raise PreflightError(
-            f'learner.launcher = "{learner.launcher}" needs the same slots on every host of the hostfile'
+            f'learner.launcher = "{learner.launcher}" needs the same slots on every host of the hostfile; '
+            "make them equal"
         )
     if not learner.controller_address and not all(is_this_machine(host.name) for host in hosts):
         raise PreflightError(
@@ -134,10 +138,13 @@ def _check_gpus(config: RunConfig, hosts: Sequence[Host]) -> None:
     for host in hosts if config.learner.gpus else []:
         taken = [gpu for gpu, _ in zip(gpus, range(host.slots), strict=False)]
         if len(set(taken)) < len(taken):
-            raise PreflightError(f"learner.gpus gives host {host.name} the GPUs {taken}: one each, please")
+            raise PreflightError(
+                f"learner.gpus gives host {host.name} the GPUs {taken}: name another one for each slot"
+            )
         if config.policy.push == "nccl" and here & set(taken) and is_this_machine(host.name):
             raise PreflightError(
-                f'policy.push = "nccl" cannot join two processes on one GPU: {sorted(here & set(taken))}'
+                f'policy.push = "nccl" cannot join two processes on one GPU: {sorted(here & set(taken))}; '
+                'take other GPUs, or "shm"'
             )
 
 

@@ -67,7 +67,8 @@ def check_manifest(staged: StagedWeights, contract: Contract, *, in_file: bool =
         problems = ["the manifest is not the one that its seal was made for"]
     if problems:
         more = f" (and {len(problems) - _SHOWN} more)" if len(problems) > _SHOWN else ""
-        raise PushRefused(f"push of version {staged.version}: {'; '.join(problems[:_SHOWN])}{more}")
+        shown = "; ".join(problems[:_SHOWN])
+        raise PushRefused(f"push of version {staged.version}: its weights are not the engine's: {shown}{more}")
 
 
 def group_address(path: str) -> tuple[str, int]:

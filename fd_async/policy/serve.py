@@ -128,7 +128,7 @@ def _key(config: RunConfig, host: str) -> str:
     variable = config.policy.servers_key_env
     key = os.environ.get(variable, "") if variable else ""
     if variable and not key:
-        raise ConfigError(f"policy.servers_key_env names {variable}, which is not set")
+        raise ConfigError(f"policy.servers_key_env names {variable}, which is not set: export the key in it")
     if not key and not _is_loopback(host):
         raise PreflightError(
             f"--host {host} lets other machines change the weights and run code in the workers: set a key in the"

@@ -85,7 +85,9 @@ def locate_repl(config: VerifierTable) -> tuple[ReplSpec, str]:
     project = project_of(config)
     if config.command:
         if shutil.which(config.command[0]) is None:
-            raise PreflightError(f"verifier.command: there is no program {config.command[0]!r}")
+            raise PreflightError(
+                f"verifier.command: there is no program {config.command[0]!r}; install it, or name another"
+            )
         cwd = str(project) if project.is_dir() else None
         argv = tuple(config.command)
         return _spec(config, argv, cwd, clean_environment(), _command_reads(argv)), read_toolchain(project)

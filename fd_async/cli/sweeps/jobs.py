@@ -72,7 +72,7 @@ def make_jobs(
     known = [entry.name for entry in sweep.runs]
     unknown = [name for name in only if name not in known]
     if unknown:
-        raise ConfigError(f"--only: the sweep has no run {', '.join(unknown)}; it has {', '.join(known)}")
+        raise ConfigError(f"--only: the sweep has no run {', '.join(unknown)}; name some of {', '.join(known)}")
     jobs: dict[str, Job] = {}
     problems: dict[str, list[str]] = {}
     """Line -> runs: what is wrong with --set is wrong with all."""

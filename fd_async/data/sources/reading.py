@@ -157,7 +157,7 @@ def _read_suites(table: Data, sources: Sources) -> dict[str, list[Statement]]:
     for text in evaluated(table):
         name = suite_name(text)
         if name in suites:
-            raise PreflightError(f"data.eval: two sources are called {name}; the stem names the suite")
+            raise PreflightError(f"data.eval: two sources are called {name}; the stem names the suite: rename one")
         suites[name] = sources.read(text, "test")
     return suites
 

@@ -100,7 +100,7 @@ async def _look_once(watcher: Watcher, members: list[Member]) -> None:
 def _key(variable: str) -> str:
     key = os.environ.get(variable, "") if variable else ""
     if variable and not key:
-        raise ConfigError(f"policy.servers_key_env names {variable}, which is not set")
+        raise ConfigError(f"policy.servers_key_env names {variable}, which is not set: export the key in it")
     return key
 
 

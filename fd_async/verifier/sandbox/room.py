@@ -154,7 +154,9 @@ def _closure(paths: Iterable[str]) -> tuple[list[str], list[tuple[str, str]]]:
         end = _walk(os.path.abspath(path), links)
         if end is not None:
             if end in ("/", "/proc", "/dev", "/sys", "/tmp", "/run", "/etc", "/home", "/root", "/var"):
-                raise PreflightError(f"verifier.sandbox: {path} is {end}, which would show workers far too much")
+                raise PreflightError(
+                    f"verifier.sandbox: {path} is {end}, which would show workers far too much; name a smaller folder"
+                )
             real.add(end)
     folders = sorted(path for path in real if not any(_is_under(path, other) for other in real))
     kept = sorted((at, to) for at, to in links.items() if not any(_is_under(at, folder) for folder in folders))

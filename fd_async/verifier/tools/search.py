@@ -179,7 +179,9 @@ def open_search(config: VerifierTable) -> Search:
     if config.search_dir:
         folder = Path(config.search_dir)
         if not folder.is_dir():
-            raise PreflightError(f"verifier.search_dir: there is no folder {config.search_dir!r}")
+            raise PreflightError(
+                f"verifier.search_dir: there is no folder {config.search_dir!r}; name one that is there"
+            )
     else:
         folder = project_of(config) / ".lake" / "packages" / "mathlib"
         if config.backend == "minilean" or not folder.is_dir():

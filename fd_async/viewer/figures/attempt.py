@@ -36,7 +36,9 @@ def write_attempt(run_dirs: Sequence[Path], rollout_id: str, out: Path) -> Path:
                 out.mkdir(parents=True, exist_ok=True)
                 replace_file(path, attempt_html(record, run_dir.resolve().name))
             except OSError as error:
-                raise PreflightError(f"--to {out}: cannot write there: {error.strerror or error}") from error
+                raise PreflightError(
+                    f"--to {out}: cannot write there: {error.strerror or error}; name another folder"
+                ) from error
             return path
     where = ", ".join(str(run_dir) for run_dir in run_dirs)
     raise ConfigError(

@@ -175,7 +175,7 @@ def _write(out: Path, files: Mapping[str, bytes], names: set[str]) -> None:
                 if f"{name}.{ending}" not in files:
                     (out / f"{name}.{ending}").unlink(missing_ok=True)
     except OSError as error:
-        raise PreflightError(f"{out}: cannot write there: {error.strerror or error}") from error
+        raise PreflightError(f"{out}: cannot write there: {error.strerror or error}; name another with --to") from error
 
 
 class _Clock:

@@ -69,7 +69,8 @@ def name_groups(named: Sequence[tuple[str, Sequence[Path]]]) -> list[tuple[str, 
     for label, folders in named:
         places = Counter(folder.resolve() for folder in folders)
         if twice := next((place for place, count in places.items() if count > 1), None):
-            raise ConfigError(f"{label or twice.name}: run {twice.name} stands twice; one seed counts once")
+            what = f"{label or twice.name}: run {twice.name} stands twice"
+            raise ConfigError(f"{what}; one seed counts once, leave one out")
     bare = [folders[0].resolve() for label, folders in named if not label]
     clash = Counter(folder.name for folder in bare)
     taken: set[str] = set(given)
@@ -102,7 +103,9 @@ def read_run(folder: Path) -> Run:
     """
     config, metrics = folder / "config.toml", folder / "metrics.jsonl"
     if not config.is_file() and not metrics.is_file():
-        raise PreflightError(f"{folder}: neither config.toml nor metrics.jsonl there, so it is no run folder")
+        raise PreflightError(
+            f"{folder}: neither config.toml nor metrics.jsonl there, so it is no run folder: name runs/NAME"
+        )
     try:
         settings = tomllib.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
         rows = read_rows(metrics)

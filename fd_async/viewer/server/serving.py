@@ -70,11 +70,15 @@ async def _listen(runner: web.AppRunner, host: str, port: int | None) -> int:
         try:
             await web.TCPSite(runner, host, tried).start()
         except socket.gaierror as error:
-            raise PreflightError(f"--host {host}: no such address ({error.strerror})") from error
+            raise PreflightError(
+                f"--host {host}: no such address ({error.strerror}); name one of this machine"
+            ) from error
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 continue
-            raise PreflightError(f"cannot listen on {host}:{tried}: {error.strerror or error}") from error
+            raise PreflightError(
+                f"cannot listen on {host}:{tried}: {error.strerror or error}; name another --port or --host"
+            ) from error
         return int(runner.addresses[0][1])
     if port is None:
         raise PreflightError(f"ports {ports[0]} to {ports[-1]} are all taken: name one with --port N, or --port 0")

@@ -273,7 +273,7 @@ def test_export_names_what_it_wrote(config: Path, app: Callable[..., None], caps
     assert main(["export", "small", "--to", "out", "--step", "3"]) == 0
     assert capsys.readouterr().out == "wrote out\n"
     assert main(["export", "smal", "--to", "out"]) == 2
-    assert "runs/ has small" in capsys.readouterr().err
+    assert "name one of runs/: small" in capsys.readouterr().err
 
 
 def test_check_lists_what_is_there(config: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -68,10 +68,10 @@ def test_statements_that_do_not_compile_are_reported_with_the_checkers_words(
         ([], 2, "no SOURCE needs --config FILE"),
         (["x.jsonl", "--check"], 2, "--check needs --config FILE"),
         (["gone.jsonl"], 3, "gone.jsonl: cannot read the statements: No such file"),
-        (["gone.jsonl#half"], 2, "#half is not #train, #test or #COLUMN=VALUE"),
+        (["gone.jsonl#half"], 2, "#half is unknown; write #train, #test or #COLUMN=VALUE"),
         (["minif2f", "--offline"], 3, "is not in the cache"),
         (["x.jsonl", "--columns", "statement=x"], 2, "--columns: 'statement=x' is not OURS=THEIRS"),
-        (["x.jsonl", "--num-test", "0"], 2, "--num-test: at least 1"),
+        (["x.jsonl", "--num-test", "0"], 2, "--num-test: give at least 1"),
     ],
 )
 def test_mistakes_are_one_line(

@@ -242,7 +242,7 @@ def test_a_start_that_nobody_makes_is_refused(world: World, capsys: pytest.Captu
     assert main(["sweep", "sweep.toml", "--only", "third"]) == 2
     assert "add first to --only" in capsys.readouterr().err
     assert main(["sweep", "sweep.toml", "--only", "fourth"]) == 2
-    assert "has no run fourth; it has first, second, third" in capsys.readouterr().err
+    assert "has no run fourth; name some of first, second, third" in capsys.readouterr().err
 
 
 def test_evaluations_follow_their_run_and_are_made_once(world: World, capfd: pytest.CaptureFixture[str]) -> None:

@@ -33,7 +33,7 @@ REFUSED = {
     'data.eval=["a/x.jsonl", "b/x.jsonl"]': "same stem",
     "data.train=": "set data.train, or data.source",
     "data.train=hub:a/b": "expected hub:OWNER/NAME@COMMIT",
-    "data.train=t.jsonl#half": "is not #train, #test or #COLUMN=VALUE",
+    "data.train=t.jsonl#half": "is unknown; write #train, #test or #COLUMN=VALUE",
     "data.source=t.jsonl#test": "takes a whole source",
     'data.columns=["theorem=statement"]': "OURS one of name",
 }

@@ -323,7 +323,7 @@ def test_a_model_that_is_not_there_is_refused(world: World, tmp_path: Path) -> N
     config = world.config()
     with pytest.raises(CheckpointError, match="step_000007"):
         find_subject(config, tmp_path / "runs/a", 7)
-    with pytest.raises(ConfigError, match="--step 7: goes with a run folder"):
+    with pytest.raises(ConfigError, match="--step 7: name a run folder"):
         find_subject(config, world.model, 7)
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="no run folder with checkpoints/"):

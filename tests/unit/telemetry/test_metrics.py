@@ -110,6 +110,7 @@ def test_the_page_about_metrics_has_each_column_with_unit_meaning_range_and_advi
     for key, cells in rows.items():
         assert len(cells) == 4, key
         assert all(cells), key
+        assert cells[2] != "–", f"{key} has no healthy range"
 
 
 @settings(deadline=None)

@@ -21,9 +21,11 @@ def source() -> str:
 def test_every_quoted_message_is_one_that_the_code_prints() -> None:
     """Change the page together with the message."""
     code = source()
-    quoted = re.findall(r"^### `(.+)`$", PAGE, re.MULTILINE)
-    assert len(quoted) > 30
-    fragments = [part.strip() for text in quoted for part in re.split("…", text) if len(part.strip(" ,.:;()=")) > 4]
+    quoted = re.findall(r"^(?:### `(.+)`|\| `([^|`]+)` \|.*)$", PAGE, re.MULTILINE)
+    assert len(quoted) > 200
+    fragments = [
+        part.strip() for pair in quoted for part in re.split("…", "".join(pair)) if len(part.strip(" ,.:;()=")) > 4
+    ]
     assert [part for part in fragments if part not in code] == []
 
 
