@@ -62,8 +62,8 @@ class Sizes:
 
 
 QUICK = Sizes(
-    statements=96, prompts=4, fd_steps=2, grpo_prompts=2, grpo_samples=2, grpo_steps=2, eval_every=0, eval_statements=4,
-    eval_samples=1, checkpoint_every=0, scaling_statements=0, self_attempts=2, only=("fd", "grpo"),
+    statements=96, prompts=4, fd_steps=2, eval_every=0, eval_statements=4, eval_samples=1,
+    checkpoint_every=0, scaling_statements=0, self_attempts=2, only=("fd",),
 )  # fmt: skip
 
 
