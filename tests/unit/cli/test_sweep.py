@@ -339,6 +339,17 @@ def test_what_is_wrong_with_every_run_is_said_once(world: World, capsys: pytest.
     assert lines[0].startswith('fd-sweep: run first, second: --set: "lr=3" is not table.key=value')
 
 
+@pytest.mark.parametrize("names", ["", ",", "first,,second"])
+def test_an_empty_name_does_not_stand_for_all_runs(
+    world: World, capsys: pytest.CaptureFixture[str], names: str
+) -> None:
+    """`--only "$UNSET"` must not start a month of training."""
+    with pytest.raises(SystemExit, match="2"):
+        main(["sweep", "sweep.toml", "--only", names])
+    assert "is not a list of names, e.g. first,second" in capsys.readouterr().err
+    assert world.calls() == []
+
+
 def test_a_checkpoint_that_is_removed_again_is_no_start(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     """Hours before the run that needs it would fail."""
     assert main(["sweep", "sweep.toml", "--set", "checkpoint.keep_last=1"]) == 2
