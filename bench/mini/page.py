@@ -32,7 +32,6 @@ TEACHERS = {
     "ema_frozen": "frozen",
     "ema_0.5_anchor": "EMA 0.5, anchor",
     "fd": "EMA 0.9, anchor",
-    "ema_frozen_anchor": "frozen, anchor",
 }
 CONSTANT = {"constant_short": "short recipe", "constant_long": "long recipe"}
 ACCURACY, ENTROPY, KL = "train/pass_rate", "policy/entropy", "policy/teacher_kl"
