@@ -215,6 +215,14 @@ def test_a_run_goes_on_with_more_money(world: World) -> None:
     assert main(["sweep", "sweep.toml", "--only", "second", *sets]) == 0
 
 
+def test_runs_that_were_moved_are_still_done(world: World) -> None:
+    """To a larger disk: the folders say what they are, wherever they lie."""
+    assert main(["sweep", "sweep.toml"]) == 0
+    (world.root / "runs").rename(world.root / "moved")
+    assert main(["sweep", "sweep.toml", "--set", f"run.dir={world.root}/moved"]) == 0
+    assert len(world.calls()) == 3
+
+
 def test_a_key_that_an_older_version_did_not_write_has_its_default(world: World) -> None:
     """A run is not refused because the schema grew; one without a configuration is."""
     main(["sweep", "sweep.toml", "--only", "second"])
