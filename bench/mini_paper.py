@@ -1,11 +1,11 @@
 """The paper in miniature: which of its claims hold in the tiny world, and which do not.
 
 `python -m bench.mini_paper` runs Feedback Distillation with a tutor, GRPO, GRPO over Feedback Distillation, ground
-truth, Lean output, a sweep of the teacher's retention with and without the anchor, and constant feedback, three seeds
+truth, Lean output, a sweep of the teacher's retention, the anchor, and constant feedback, three seeds
 each, one after another on one vLLM engine; about 85 minutes on 2 idle cores. It prints the plan first and writes
 `index.html` with figures and the table of claims into `--out`. Finished runs of `--out` are kept and killed ones go on
-from their newest checkpoint, so the same command continues. `--quick` takes two steps of two conditions, to show that
-the pieces fit; its claims are all null.
+from their newest checkpoint, so the same command continues. `--quick` takes two steps of the first condition, to show
+that the pieces fit; its claims are all null.
 
 The tutor (`examples.tiny.tutor`) speaks Claude's protocol to the project's own client. It reads statement and attempt,
 never a known proof, and names the right recipe in four of five answers. Every criterion is in `bench.mini.claims`.
@@ -13,10 +13,13 @@ never a known proof, and names the right recipe in four of five answers. Every c
 
 from __future__ import annotations
 
+import fcntl
 import json
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +34,9 @@ from bench.mini.conditions import FD, QUICK, Sizes, conditions, plan_text
 from bench.mini.page import write_page
 from bench.mini.running import (
     compare_scaling,
+    free_checkpoints,
     is_compared,
+    is_done,
     missing,
     rows_of,
     run_one,
@@ -40,7 +45,7 @@ from bench.mini.running import (
     write_statements,
 )
 from examples.tiny.tutor.server import serve_tutor
-from fd_async.errors import FdError, first_cause
+from fd_async.errors import ConfigError, FdError, first_cause
 
 MAX_SEEDS = 10
 
@@ -50,23 +55,39 @@ async def run(out: Path, sizes: Sizes, seeds: list[int], *, only_page: bool) -> 
     started = time.monotonic()
     say(plan_text(sizes, len(seeds)))
     if not only_page:
-        await run_missing(out, sizes, seeds)
+        with alone_in(out):
+            await run_missing(out, sizes, seeds)
     runs, scalings = await anyio.to_thread.run_sync(collect, out, sizes, seeds)
     found = claims(runs, scalings, read_answers(out), sizes.ema_steps)
     minutes = round((time.monotonic() - started) / 60, 1)
     about = f"Tiny world, seeds {', '.join(map(str, seeds))}; {sum(map(len, runs.values()))} finished runs."
-    page = await anyio.to_thread.run_sync(write_page, out, found, runs, scalings, about)
+    page = await anyio.to_thread.run_sync(write_page, out, sizes, found, runs, scalings, about)
     say(f"wrote {page}")
     emit({"claims": found, "seeds": seeds, "minutes": minutes, "seconds_of_runs": seconds_of_runs(out)})
 
 
+@contextmanager
+def alone_in(out: Path) -> Iterator[None]:
+    """Hold `out` until the end of the block, or of this process.
+
+    Raises:
+        ConfigError: another process holds it.
+    """
+    with (out / "lock").open("w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(f"another call is running in {out}: wait for it, or name another folder") from error
+        yield
+
+
 async def run_missing(out: Path, sizes: Sizes, seeds: list[int]) -> None:
     """Run what is not finished, seed by seed; the engine is only opened where something is left."""
+    await anyio.to_thread.run_sync(write_statements, out, sizes)
     todo = missing(out, conditions(sizes), seeds)
     say(f"{len(todo)} runs to do, {len(seeds) * len(conditions(sizes)) - len(todo)} finished")
     if not todo and (out / "self.json").is_file() and all(is_compared(out, sizes, seed) for seed in seeds):
         return
-    await anyio.to_thread.run_sync(write_statements, out, sizes)
     engine_config = configure(FD, {"policy.max_model_len": 1024})
     async with one_engine(engine_config) as (engine, renderer, _), serve_tutor() as tutor_url:
         await ask_the_model(out, sizes, engine, renderer)
@@ -74,13 +95,18 @@ async def run_missing(out: Path, sizes: Sizes, seeds: list[int]) -> None:
             for condition in conditions(sizes):
                 await run_one(out, condition, seed, engine, tutor_url)
             await compare_scaling(out, sizes, seed, engine)
+            await anyio.to_thread.run_sync(free_checkpoints, out, sizes, seed)
 
 
 def collect(out: Path, sizes: Sizes, seeds: list[int]) -> tuple[Runs, Scalings]:
-    """Read the rows of all finished runs, and pass@k where it was measured."""
+    """Read the rows of all finished runs, and pass@k where it was measured.
+
+    Raises:
+        ConfigError: a run has other sizes.
+    """
     runs: dict[str, dict[int, list[dict[str, Any]]]] = {}
     for condition in conditions(sizes):
-        rows = {seed: rows_of(out, condition.name, seed) for seed in seeds}
+        rows = {seed: rows_of(out, condition.name, seed) for seed in seeds if is_done(out, condition, seed)}
         runs[condition.name] = {seed: found for seed, found in rows.items() if found}
     pairs = {seed: scaling_results(out, seed) for seed in seeds}
     return runs, {seed: found for seed, found in pairs.items() if found}

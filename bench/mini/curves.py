@@ -60,8 +60,8 @@ def _window(steps: list[Row], seen: int) -> Window:
     return Window(attempts=seen, step=steps[-1]["step"], values=values)
 
 
-def mean_pass_rate(rows: Sequence[Row], *, attempts: int = 0, steps: int = 0) -> float | None:
-    """Average the accuracy over the first attempts, or the first steps: the area under the learning curve.
+def mean_over(rows: Sequence[Row], key: str = "train/pass_rate", *, attempts: int = 0, steps: int = 0) -> float | None:
+    """Average a column, the accuracy by default, over the first attempts or steps: the area under its curve.
 
     None when the run is shorter.
     """
@@ -70,7 +70,7 @@ def mean_pass_rate(rows: Sequence[Row], *, attempts: int = 0, steps: int = 0) ->
         if (attempts and seen >= attempts) or (steps and taken >= steps):
             break
         weight = min(row["train/attempts"], attempts - seen) if attempts else 1
-        total += weight * row["train/pass_rate"]
+        total += weight * row[key]
         seen += weight
         taken += 1
     enough = (attempts and seen == attempts) or (steps and taken == steps)

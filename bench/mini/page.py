@@ -11,7 +11,7 @@ from string import Template
 from typing import Any
 
 from bench.mini.claims import Runs, Scalings
-from bench.mini.conditions import run_dir
+from bench.mini.conditions import Sizes, run_dir
 from bench.mini.curves import trained, windows, written_tokens
 from fd_async.telemetry.sinks import replace_file
 from fd_async.viewer.figures.curves import Curve
@@ -32,33 +32,38 @@ TEACHERS = {
     "ema_frozen": "frozen",
     "ema_0.5_anchor": "EMA 0.5, anchor",
     "fd": "EMA 0.9, anchor",
-    "ema_frozen_anchor": "frozen, anchor",
 }
 CONSTANT = {"constant_short": "short recipe", "constant_long": "long recipe"}
 ACCURACY, ENTROPY, KL = "train/pass_rate", "policy/entropy", "policy/teacher_kl"
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem;color:#1b2230}"
     "table{border-collapse:collapse}td,th{border-top:1px solid #e4e7ec;padding:.4rem .6rem;text-align:left;"
-    "vertical-align:top}img{max-width:100%;margin:1rem 0}pre{white-space:pre-wrap}.small{font-size:13px;color:#5a6475}"
+    "vertical-align:top;overflow-wrap:anywhere}td:nth-child(2){white-space:nowrap}"
+    "@media(max-width:50rem){td:nth-child(2){white-space:normal}body{margin:1rem auto}td,th{padding:.4rem .3rem}}"
+    "img{max-width:100%;margin:1rem 0}pre{white-space:pre-wrap}.small{font-size:13px;color:#5a6475}"
 )
 _PAGE = Template("""<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>The paper in miniature</title><style>$style</style>
 <h1>The paper in miniature</h1><p>$about</p>
 $claims
 <p class="small">A claim holds when the lower end of the one-sided 95 % interval over seeds of each of its comparisons
-is above 0. Curves are means over seeds, bands reach from the lowest to the highest seed. Accuracy is that of the
-attempts that were trained, each on a new statement.</p>
+is above 0. Each claim is tested alone: of twenty differences that are none, one is shown by chance. Seeds differ in the
+order of statements and in sampling; all begin with the same model. Curves are means over seeds, bands reach from the
+lowest to the highest seed; a second stage begins where its first ended. Accuracy is that of the attempts that were
+trained, each on a new statement.</p>
 $figures
 $commands
 </html>
 """)
 
 
-def write_page(out: Path, found: Sequence[Mapping[str, Any]], runs: Runs, scalings: Scalings, about: str) -> Path:
+def write_page(
+    out: Path, sizes: Sizes, found: Sequence[Mapping[str, Any]], runs: Runs, scalings: Scalings, about: str
+) -> Path:
     """Write index.html and its SVG files into `out`; blocks for some seconds."""
     images = {
         name: (title, draw(title, axes, list(zip(labels, range(len(labels)), strict=True)), "svg"))
-        for name, title, labels, axes in figures(runs, scalings)
+        for name, title, labels, axes in figures(sizes, runs, scalings)
         if any(one.curves for one in axes)
     }
     for name, (_, data) in images.items():
@@ -123,22 +128,22 @@ def comparison_lines(figures: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def figures(runs: Runs, scalings: Scalings) -> list[tuple[str, str, list[str], list[Axes]]]:
+def figures(sizes: Sizes, runs: Runs, scalings: Scalings) -> list[tuple[str, str, list[str], list[Axes]]]:
     """Return (file, title, labels, axes) of every figure."""
     return [
         ("methods", "Feedback Distillation, GRPO, and GRPO over Feedback Distillation", list(METHODS.values()), [
-            _axes(runs, METHODS, "Accuracy per attempt", "share", ACCURACY),
-            _axes(runs, METHODS, "Accuracy per step", "share", ACCURACY, per_step=True),
-            _axes(runs, METHODS, "Policy entropy", "nats per token", ENTROPY),
+            _axes(sizes, runs, METHODS, "Accuracy per attempt", "share", ACCURACY),
+            _axes(sizes, runs, METHODS, "Accuracy per step", "share", ACCURACY, per_step=True),
+            _axes(sizes, runs, METHODS, "Policy entropy", "nats per token", ENTROPY),
             _scaling_axes(scalings),
         ]),
         ("sources", "Sources of feedback", list(SOURCES.values()), [
-            _axes(runs, SOURCES, "Accuracy", "share", ACCURACY),
-            _axes(runs, SOURCES, "Policy entropy", "nats per token", ENTROPY),
+            _axes(sizes, runs, SOURCES, "Accuracy", "share", ACCURACY),
+            _axes(sizes, runs, SOURCES, "Policy entropy", "nats per token", ENTROPY),
         ]),
         ("teachers", "Retention of the teacher's average", list(TEACHERS.values()), [
-            _axes(runs, TEACHERS, "Accuracy", "share", ACCURACY),
-            _axes(runs, TEACHERS, "Policy entropy", "nats per token", ENTROPY),
+            _axes(sizes, runs, TEACHERS, "Accuracy", "share", ACCURACY),
+            _axes(sizes, runs, TEACHERS, "Policy entropy", "nats per token", ENTROPY),
         ]),
         ("constant", "Constant feedback under a frozen teacher", list(CONSTANT.values()), [
             _step_axes(runs, "Tokens written per attempt", "tokens", written_tokens),
@@ -148,15 +153,18 @@ def figures(runs: Runs, scalings: Scalings) -> list[tuple[str, str, list[str], l
     ]  # fmt: skip
 
 
-def _axes(runs: Runs, names: Mapping[str, str], title: str, unit: str, key: str, *, per_step: bool = False) -> Axes:
-    """Draw a column against the attempts (or steps) of the run, averaged in the windows of the claims."""
+def _axes(
+    sizes: Sizes, runs: Runs, names: Mapping[str, str], title: str, unit: str, key: str, *, per_step: bool = False
+) -> Axes:
+    """Draw a column against the attempts (or steps) from the first model on, averaged in the windows of the claims."""
     curves = []
     for place, (name, label) in enumerate(names.items()):
         ends = [windows(rows) for rows in runs.get(name, {}).values()]
         shared = min((len(one) for one in ends), default=0)
         if not shared:
             continue
-        x = [end.step if per_step else end.attempts for end in ends[0][:shared]]
+        steps = sizes.first_stage_steps if name.startswith("grpo_over_") else 0
+        x = [steps + end.step if per_step else steps * sizes.prompts + end.attempts for end in ends[0][:shared]]
         curves.append(_curve(label, place, x, [[end.values[key] for end in one[:shared]] for one in ends]))
     return Axes(title=title, x_name="gradient step" if per_step else "attempts", unit=unit, curves=curves,
                 note="no run yet")  # fmt: skip

@@ -1,6 +1,7 @@
 """Runs one condition after another on one engine; what is finished is kept, what was cut off goes on.
 
-Invariant: a run folder with `done.json` is complete and belongs to the sizes that the file names.
+Invariants: `plan.json`, a fingerprint of what decides the run, is in a run folder before all else; with `done.json` the
+run is complete. Nothing goes on under another fingerprint, and a folder of someone else's is left alone.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import shutil
 import sys
 import time
+import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,17 +19,28 @@ from typing import Any
 import anyio.to_thread
 
 from bench.experiments import configure
-from bench.mini.conditions import MATCHED, PASS_AT, STATEMENT_SEED, TUTOR, Condition, Sizes, run_dir, scaling
+from bench.mini.conditions import (
+    MATCHED,
+    PASS_AT,
+    STATEMENT_SEED,
+    TUTOR,
+    Condition,
+    Sizes,
+    conditions,
+    run_dir,
+    scaling,
+)
 from bench.mini.curves import nearest_step, windows
 from examples.tiny.statements import make_split
 from fd_async.app import run_experiment
 from fd_async.config.schema import RunConfig
+from fd_async.errors import ConfigError
 from fd_async.learner.checkpoints import list_checkpoints
 from fd_async.policy.engine import Engine
 from fd_async.telemetry.sinks import read_rows, replace_file
 
 Row = dict[str, Any]
-TRAIN_FILE = "train.jsonl"
+TRAIN_FILE, PLAN_FILE, DONE_FILE = "train.jsonl", "plan.json", "done.json"
 TRIES = 3
 """Checkpoints of Feedback Distillation that are evaluated to find it."""
 
@@ -41,20 +54,23 @@ def is_done(out: Path, condition: Condition, seed: int) -> bool:
     """Say whether a run is complete.
 
     Raises:
-        SystemExit: it was run with other sizes.
+        ConfigError: its folder was begun with other sizes, or by something else.
     """
-    marker = run_dir(out, condition.name, seed) / "done.json"
-    if not marker.is_file():
-        return False
-    if json.loads(marker.read_text())["fingerprint"] != fingerprint(condition):
-        raise SystemExit(f"{marker.parent} was run with other sizes: name another folder with --out")
-    return True
+    folder = run_dir(out, condition.name, seed)
+    plan = folder / PLAN_FILE
+    if plan.is_file():
+        if json.loads(plan.read_text())["fingerprint"] != fingerprint(condition):
+            raise ConfigError(f"{folder} was run with other sizes or settings: name another folder with --out")
+    elif folder.is_dir() and any(PLAN_FILE not in entry.name for entry in folder.iterdir()):  # one may be half written
+        raise ConfigError(f"{folder} is not of this benchmark: name another folder with --out")
+    return (folder / DONE_FILE).is_file()
 
 
 def fingerprint(condition: Condition) -> str:
-    """Hash what decides a run, the address of the tutor and the place of the folder apart."""
+    """Hash what decides a run: settings and configuration file, not the address of the tutor or the place of data."""
     sets = {key: value for key, value in condition.sets.items() if key != "data.eval"}
-    text = json.dumps([condition.config, sets, condition.after], sort_keys=True)
+    file = tomllib.loads(Path(condition.config).read_text(encoding="utf-8"))
+    text = json.dumps([file, sets, condition.after], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -90,21 +106,31 @@ async def run_one(out: Path, condition: Condition, seed: int, engine: Engine, tu
     folder = run_dir(out, condition.name, seed)
     began = time.monotonic()
     resumes = bool(await anyio.to_thread.run_sync(list_checkpoints, folder / "checkpoints"))
-    if folder.exists() and not resumes:
-        await anyio.to_thread.run_sync(shutil.rmtree, folder)
+    if not resumes:
+        await anyio.to_thread.run_sync(_make_empty, folder, condition)
     config = settings(out, condition, seed, tutor_url)
     if await run_experiment(config, folder, True if resumes else None, engine=engine):
         raise KeyboardInterrupt
     seconds = round(time.monotonic() - began, 1)
-    done = {"fingerprint": fingerprint(condition), "seconds": seconds, "resumed": resumes}
-    replace_file(folder / "done.json", json.dumps(done).encode())
+    replace_file(folder / DONE_FILE, json.dumps({"seconds": seconds, "resumed": resumes}).encode())
     say(f"{condition.name}, seed {seed}: {seconds:.0f} s (expected {condition.expected_s:.0f})")
+
+
+def _make_empty(folder: Path, condition: Condition) -> None:
+    """Take away what a run left that was killed before its first checkpoint; its plan goes last and comes first."""
+    for entry in folder.iterdir() if folder.is_dir() else ():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        elif entry.name != PLAN_FILE:
+            entry.unlink()
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_file(folder / PLAN_FILE, json.dumps({"fingerprint": fingerprint(condition)}).encode())
 
 
 def rows_of(out: Path, condition: str, seed: int) -> list[Row]:
     """Return the rows of a finished run; none where it is not finished."""
     folder = run_dir(out, condition, seed)
-    return read_rows(folder / "metrics.jsonl") if (folder / "done.json").is_file() else []
+    return read_rows(folder / "metrics.jsonl") if (folder / DONE_FILE).is_file() else []
 
 
 async def compare_scaling(out: Path, sizes: Sizes, seed: int, engine: Engine) -> None:
@@ -125,6 +151,14 @@ def is_compared(out: Path, sizes: Sizes, seed: int) -> bool:
 
 def _compared(out: Path, seed: int) -> Path:
     return out / "runs" / f"scaling-{seed}.done"
+
+
+def free_checkpoints(out: Path, sizes: Sizes, seed: int) -> None:
+    """Keep the newest checkpoint of every run of a seed of which nothing is left to do; blocks."""
+    for condition in conditions(sizes):
+        root = run_dir(out, condition.name, seed) / "checkpoints"
+        for step in sorted(list_checkpoints(root))[:-1]:
+            shutil.rmtree(list_checkpoints(root)[step])
 
 
 async def _find_pair(out: Path, sizes: Sizes, seed: int, engine: Engine) -> None:
@@ -180,9 +214,16 @@ def _steps(out: Path, condition: str, seed: int) -> list[int]:
 
 
 def write_statements(out: Path, sizes: Sizes) -> None:
-    """Write training statements, so many that no run meets one twice; none has the shape of a test statement."""
+    """Write training statements, so many that no run meets one twice; none has the shape of a test statement.
+
+    Raises:
+        ConfigError: an earlier call wrote others.
+    """
     rows = make_split(sizes.statements, test=False, seed=STATEMENT_SEED)
-    replace_file(out / TRAIN_FILE, "".join(row.to_json() + "\n" for row in rows).encode())
+    data, path = "".join(row.to_json() + "\n" for row in rows).encode(), out / TRAIN_FILE
+    if path.is_file() and path.read_bytes() != data:
+        raise ConfigError(f"{path} has other statements than this call needs: name another folder with --out")
+    replace_file(path, data)
 
 
 def _some_statements(out: Path, count: int) -> Path:

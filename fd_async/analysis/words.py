@@ -4,6 +4,8 @@ What counts is what the student itself sampled and says in words: thinking and p
 output. A tool call is no prose, from `<tool_call>` to `</tool_call>` or, where that is missing, to the end of the turn
 or the next call; nor is a file in a ```lean block of an answer. Drafts of Lean inside the thinking do count, as
 thinking. Of a call that is not closed inside the thinking, only the mark itself is left out: it was talked about.
+Thinking may be cut off by the token limit; where the prompt opened it, the turn does not show that it is thinking, and
+it is read as an answer.
 
 Words are whole and in any case: neither `lean_check_file`, `checked`, `hmmm` nor Lean's `#check` is a "check" or a
 "hmm". The paper does not say how it counts; these rules are ours.
@@ -18,7 +20,7 @@ from fd_async.rendering.tool_calls import CLOSE, OPEN
 from fd_async.telemetry.metrics import EPISTEMIC_WORDS
 from fd_async.types import Rollout
 
-_END_OF_THINKING = "</think>"
+_THINKING, _END_OF_THINKING = "<think>", "</think>"
 
 
 def count_words(rollout: Rollout) -> dict[str, int]:
@@ -45,6 +47,9 @@ def prose(turn: str) -> Iterator[str]:
     thinking, mark, answer = turn.rpartition(_END_OF_THINKING)
     if mark:
         yield from _outside_calls(thinking, is_thinking=True)
+    answer, mark, cut_off = answer.partition(_THINKING)
+    if mark:
+        yield from _outside_calls(cut_off, is_thinking=True)
     start = 0
     for begin, end, _ in lean_blocks(answer):
         yield from _outside_calls(answer[start:begin], is_thinking=False)

@@ -17,6 +17,7 @@ import msgspec
 from fd_async.app.opening import load_renderer, open_lasting
 from fd_async.config.load import dump_toml
 from fd_async.config.schema import RunConfig
+from fd_async.data.ledger.files import only_writer
 from fd_async.data.sources import Selection, read_selection
 from fd_async.errors import CheckpointError, ConfigError, FdError, first_cause
 from fd_async.learner.checkpoints import find_checkpoint, is_start, list_folders, read_manifest, resolve_init_from
@@ -98,6 +99,8 @@ async def _run(config: RunConfig, run_dir: Path, resume: int | bool | None, engi
         config = _with_start(config, run_dir / "config.toml" if resumes else None)
     for folder in ("logs", "checkpoints"):
         (run_dir / folder).mkdir(parents=True, exist_ok=True)
+    with only_writer(run_dir / "ledger.db"):  # or the configuration of a run that goes on would be written over
+        pass
     setup_logging(run_dir, config.telemetry.log_level, live=is_live(config.telemetry.console))
     text = dump_toml(config)
     changes = await anyio.to_thread.run_sync(_keep_config, run_dir / "config.toml", text)

@@ -110,7 +110,10 @@ def _say(text: str) -> None:
 
 
 def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of names, e.g. first,second")
+    return names
 
 
 def _seeds(text: str) -> list[int]:

@@ -32,8 +32,13 @@ def usd_per_step(config: RunConfig) -> float | None:
     prices = (table.usd_per_million_input_tokens, table.usd_per_million_output_tokens)
     if not any(prices):
         return None
-    tokens_in = INSTRUCTION_TOKENS + min(table.max_attempt_chars / CHARS_PER_TOKEN, config.rollout.max_response_tokens)
+    tokens_in = longest_question(table, config.rollout.max_response_tokens)
     return attempts_per_step(config) * (tokens_in * prices[0] + table.max_output_tokens * prices[1]) / 1e6
+
+
+def longest_question(table: FeedbackTable, response_tokens: int) -> int:
+    """Return the tokens of the longest question, about: the instruction, and an attempt as long as it may be."""
+    return INSTRUCTION_TOKENS + int(min(table.max_attempt_chars / CHARS_PER_TOKEN, response_tokens))
 
 
 def _is_bought(table: FeedbackTable) -> bool:

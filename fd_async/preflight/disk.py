@@ -28,12 +28,15 @@ def checkpoint_bytes(config: RunConfig, shape: Shape) -> int:
 def _run_folder(config: RunConfig) -> Iterator[Finding]:
     """Write a file where the run will; the rights alone do not tell of read-only disks and quotas."""
     place, run_dir = _existing(Path(config.run.dir)), Path(config.run.dir) / config.run.name
+    advice = "make the folder writable for this user, or set run.dir to one that is"
+    if file := next((path for path in (run_dir, *run_dir.parents) if path.is_file()), None):
+        yield Finding("missing", "run folder", f"{file} is a file, no folder", "set run.dir or --run to another place")
+        return
     try:
         with tempfile.TemporaryFile(dir=_existing(run_dir)) as file:
             file.write(b"x")
             file.flush()
     except OSError as error:
-        advice = "make the folder writable for this user, or set run.dir to one that is"
         yield Finding("missing", "run folder", f"cannot write to {error.filename or place}: {error.strerror}", advice)
         return
     if (run_dir / "metrics.jsonl").is_file() or any((run_dir / "checkpoints").glob("step_*")):

@@ -11,6 +11,7 @@ from fd_async.config.schema import RunConfig
 from fd_async.errors import PreflightError
 from fd_async.learner.memory_plan import gib
 from fd_async.learner.model_shape import read_shape, text_config
+from fd_async.preflight.costs import longest_question
 from fd_async.preflight.findings import Finding, needed
 from fd_async.preflight.kv_room import GIB, WORKSPACE, cache_of, room
 from fd_async.preflight.nvidia import Driver, Gpu, driver
@@ -19,6 +20,8 @@ _OLDEST_DRIVER = {"12": 525, "13": 580}
 """First branch of the driver that runs a CUDA major version (NVIDIA's compatibility table)."""
 _BFLOAT16 = 8.0
 """Compute capability from which vLLM takes bfloat16 (Ampere)."""
+_CUDA_BYTES = GIB
+"""What each vLLM engine must find free beside its share: the context of CUDA, captured graphs. A guess."""
 _IDLE_BYTES = GIB
 """Memory that a GPU may show as used with nobody on it."""
 
@@ -121,16 +124,37 @@ def _in_use(config: RunConfig, gpu: Gpu, *, is_vllms: bool, keys: str) -> Findin
 
 
 def _shared(config: RunConfig) -> Iterator[Finding]:
-    """Two engines, or an engine and a rank, on one GPU."""
-    policy, share = config.policy, config.policy.gpu_memory_utilization
-    if policy.gpus and policy.engine == "local" and engines_on_a_gpu(config) * share > 1:
-        found = f'feedback.type = "self" starts a second vLLM on policy.gpus: twice {share:g} of their memory'
-        yield Finding("missing", "second engine", found, "set policy.gpu_memory_utilization to 0.45 or less")
+    """Two engines, or an engine and a rank, on one GPU; an engine that leaves nothing for CUDA itself."""
+    policy, share, engines = config.policy, config.policy.gpu_memory_utilization, engines_on_a_gpu(config)
+    if policy.engine == "local" and policy.gpus:
+        there = [gpu.total for index, gpu in driver().gpus.items() if index in policy.gpus]
+        is_full = engines * share > 1 or (there and (1 - engines * share) * min(there) < engines * _CUDA_BYTES)
+        if is_full and engines > 1:
+            found = f'feedback.type = "self" starts a second vLLM on policy.gpus: twice {share:g} of their memory'
+            yield Finding("missing", "second engine", found, "set policy.gpu_memory_utilization to 0.45 or less")
+        elif is_full:
+            found = f"policy.gpu_memory_utilization = {share:g} leaves CUDA itself less than {gib(_CUDA_BYTES)}"
+            yield Finding("missing", "GPU memory", found, "set it to 0.95 or less")
+    if engines > 1:
+        yield from _tutor(config)
     both = sorted(set(roles(config).get("policy.gpus", [])) & set(roles(config).get("learner.gpus", [])))
     if both:
         left = max(0.0, 1 - engines_on_a_gpu(config) * share)
         found = f"GPU {_listed(both)} for vLLM and learner: policy.gpu_memory_utilization leaves the learner {left:.0%}"
         yield Finding("note", "shared GPUs", found, "GPUs of their own let both work at the same time")
+
+
+def _tutor(config: RunConfig) -> Iterator[Finding]:
+    """Room for the answer of the frozen copy after the longest attempt."""
+    table = config.feedback if config.feedback.type == "self" else config.fallback
+    left = max(0, config.policy.max_model_len - longest_question(table, config.rollout.max_response_tokens))
+    if left < table.max_output_tokens:
+        found = (
+            f"policy.max_model_len = {config.policy.max_model_len} leaves the frozen copy {left} tokens to answer the "
+            f"longest attempt, max_output_tokens = {table.max_output_tokens}"
+        )
+        advice = "raise it, or add --config configs/experiments/self_tutor.toml: answers that are cut off are dropped"
+        yield Finding("note", "tutor", found, advice)
 
 
 def _parallel(config: RunConfig) -> Iterator[Finding]:

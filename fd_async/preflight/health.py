@@ -41,7 +41,7 @@ def _pulse(file: Path) -> Finding | None:
         pid, updated_at, phase = int(status["pid"]), float(status["updated_at"]), str(status.get("phase", ""))
         # Another process may have the number: in a container that was started again they all begin anew.
         is_there = psutil.Process(pid).create_time() <= updated_at + _CLOCK_S
-    except (OSError, ValueError, KeyError, TypeError, psutil.Error):
+    except (OSError, ValueError, OverflowError, KeyError, TypeError, psutil.Error):
         return None
     if not is_there:
         return None

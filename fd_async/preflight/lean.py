@@ -57,7 +57,8 @@ def _lake_project(project: Path, header: str) -> Iterator[Finding]:
     if there:
         yield _toolchain(project)
     repl = next(project.glob(".lake/packages/[rR][eE][pP][lL]/.lake/build/bin/repl"), None)
-    yield needed(repl is not None, "Lean REPL", "built" if repl else "not built", _SET_UP)
+    found = "not built" if repl is None else "built" if os.access(repl, os.X_OK) else f"{repl} cannot be executed"
+    yield needed(found == "built", "Lean REPL", found, _SET_UP)
     is_built = (project / ".lake" / "packages" / "mathlib" / _BUILT).is_file() or (project / _BUILT).is_file()
     if is_built:
         yield Finding("ok", "Mathlib", "compiled")

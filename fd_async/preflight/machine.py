@@ -14,6 +14,7 @@ from fd_async.config.schema import FeedbackTable, RunConfig
 from fd_async.learner.memory_plan import gib, plan_of
 from fd_async.learner.model_shape import read_shape
 from fd_async.preflight.findings import Finding, needed
+from fd_async.preflight.limits import free_bytes
 
 GIB = 2**30
 
@@ -54,18 +55,21 @@ def _version(name: str) -> str | None:
 
 
 def _cores(config: RunConfig) -> Iterator[Finding]:
-    cores = len(os.sched_getaffinity(0))
+    cores, workers = len(os.sched_getaffinity(0)), config.verifier.workers
     threads = config.policy.cpu_threads + config.learner.cpu_threads * config.learner.ranks
     if not config.policy.gpus and threads > cores:
         advice = "lower policy.cpu_threads or learner.cpu_threads: they would take turns"
         yield Finding("note", "cores", f"{cores} for {threads} threads of engine and learner", advice)
+    elif config.policy.gpus and config.verifier.backend == "repl" and workers > cores:
+        advice = "lower verifier.workers: checks that take turns run into verifier.check_timeout_s"
+        yield Finding("note", "cores", f"{cores} for verifier.workers = {workers}", advice)
     else:
         yield Finding("ok", "cores", str(cores))
 
 
 def _memory(config: RunConfig) -> Iterator[Finding]:
     """Host memory for what is sure to lie there: caches, copies of weights, optimizer state that left the GPUs."""
-    free, wanted, shape = psutil.virtual_memory().available, GIB, read_shape(config.model.path)
+    free, wanted, shape = free_bytes(psutil.virtual_memory().available), GIB, read_shape(config.model.path)
     advice = "close other programs, or take a machine with more"
     if not config.policy.gpus and config.policy.engine == "local":
         wanted += int(config.policy.kv_cache_gib * GIB)
@@ -91,7 +95,11 @@ def _key_of(table: FeedbackTable, which: str) -> Iterator[Finding]:
     if table.type not in usual:
         return
     name = table.api_key_env or usual[table.type]
-    if os.environ.get(name):
+    key = os.environ.get(name, "")
+    if key != key.strip():
+        found = f"{name} begins or ends with a space or a line break, which no request can carry"
+        yield Finding("missing", f"{which} key", found, f"export {name}=... without it")
+    elif key:
         yield Finding("ok", f"{which} key", f"{name} is set")
     elif table.base_url and not table.api_key_env:
         yield Finding("note", f"{which} key", f"{name} is not set", f"fine where {table.base_url} asks for none")

@@ -19,6 +19,9 @@ from fd_async.preflight.reaching import reach
 HUB = "https://huggingface.co"
 _SHAPE = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
 """What two models must share for the weights of one to fit into the other."""
+_NOTE = "__metadata__"
+"""The entry of a safetensors header that is no tensor."""
+_MAX_HEADER_BYTES = 100 << 20
 _MARKS = {"qwen3": '"arguments"', "qwen3_5": "<function="}
 """What the chat template of each `model.tool_format` writes inside a tool call."""
 
@@ -44,14 +47,18 @@ def _without(lacking: list[str]) -> str:
 
 def _lacking(folder: Path) -> list[str]:
     lacking = [name for name in ("config.json", "tokenizer.json") if not _there(folder / name)]
+    if not lacking and text_config(str(folder)) is None:
+        lacking.append("a readable config.json")
     index = folder / "model.safetensors.index.json"
     try:
         shards = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else []
     except (OSError, ValueError, KeyError, AttributeError):
         return [*lacking, f"a readable {index.name}"]
-    if shards:
-        return lacking + [name for name in shards if not _there(folder / name)]
-    return lacking + ([] if any(_there(file) for file in folder.glob("*.safetensors")) else ["*.safetensors"])
+    files = [folder / name for name in shards] or sorted(folder.glob("*.safetensors"))
+    lacking += [file.name for file in files if not _there(file)] if files else ["*.safetensors"]
+    return lacking + [
+        f"the data of {file.name} (a broken copy, or a pointer of Git LFS)" for file in files if _is_cut(file)
+    ]
 
 
 def _there(file: Path) -> bool:
@@ -60,6 +67,23 @@ def _there(file: Path) -> bool:
         return file.stat().st_size > 0
     except OSError:
         return False
+
+
+def _is_cut(file: Path) -> bool:
+    """Compare a file's size with what its header announces; a pointer of Git LFS announces anything."""
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            if length > min(size - 8, _MAX_HEADER_BYTES):
+                return size > 0
+            header = json.loads(opened.read(length))
+        ends = (tensor["data_offsets"][1] for name, tensor in header.items() if name != _NOTE)
+        return size < 8 + length + max(ends, default=0)
+    except OSError:
+        return False  # not there, which is said elsewhere
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return True
 
 
 def hub_cache() -> Path:
@@ -137,10 +161,19 @@ def _start(config: RunConfig) -> Iterator[Finding]:
         yield Finding("ok", "model.init_from", str(folder))
 
 
+def _length(config: RunConfig) -> Iterator[Finding]:
+    """Compare the context with the model's own, as vLLM does."""
+    text, wanted = text_config(config.model.path) or {}, config.policy.max_model_len
+    longest, rope = text.get("max_position_embeddings"), text.get("rope_parameters") or text.get("rope_scaling") or {}
+    if isinstance(longest, int) and longest < wanted and "factor" not in rope:
+        found = f"policy.max_model_len = {wanted}, the model knows {longest} positions (max_position_embeddings)"
+        yield Finding("missing", "context", found, "lower policy.max_model_len, or take a model of longer contexts")
+
+
 def _family(value: object) -> object:
     """A checkpoint holds the text model alone, which a multimodal family calls by another name."""
     return value.removesuffix("_text") if isinstance(value, str) else value
 
 
-PROBES: tuple[Callable[[RunConfig], Iterator[Finding]], ...] = (_files, _template, _start)
+PROBES: tuple[Callable[[RunConfig], Iterator[Finding]], ...] = (_files, _template, _length, _start)
 """In the order of the report."""

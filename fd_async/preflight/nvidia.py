@@ -56,10 +56,12 @@ def _ask(program: str) -> Driver:
     if done.returncode != 0 or not rows:
         said = (done.stdout + done.stderr).strip().splitlines()
         return Driver({}, "", f"nvidia-smi: {said[0][:200] if said else f'no GPU (exit code {done.returncode})'}")
-    try:
-        gpus = [_gpu(row) for row in rows]
-    except (ValueError, IndexError):
-        return Driver({}, "", f"nvidia-smi: cannot read {', '.join(rows[0])[:200]!r}")
+    gpus = []
+    for row in rows:
+        try:
+            gpus.append(_gpu(row))
+        except (ValueError, IndexError):
+            return Driver({}, "", f"nvidia-smi: cannot read {', '.join(row)[:200]!r}")
     return Driver({gpu.index: gpu for gpu in gpus}, rows[0][-1], "")
 
 

@@ -10,12 +10,13 @@ import json
 import shutil
 import socket
 from collections import namedtuple
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from fd_async.cli.main import main
 from fd_async.preflight import disk, gpus, machine, nvidia
 
 CHECKOUT = Path(__file__).parents[2]
@@ -54,6 +55,8 @@ class Node:
         self.programs, self.model, self.lean = folder / "programs", folder / "model", folder / "lean"
         self.disk_gib: dict[str, float] = {"/dev/shm": 64.0}
         self.memory_gib = 1500.0
+        self.cores = 96
+        self.configs = ["qwen35_fd.toml"]
         self.vllm = "0.32.0"
         self.sets = {
             "model.path": str(self.model),
@@ -89,8 +92,21 @@ class Node:
 
     def arguments(self) -> list[str]:
         """Return the command line of fd-check."""
+        files = [word for name in self.configs for word in ("--config", str(CHECKOUT / "configs" / name))]
         sets = [word for key, value in self.sets.items() for word in ("--set", f"{key}={value}")]
-        return ["check", "--config", str(CHECKOUT / "configs" / "qwen35_fd.toml"), "--quick", *sets]
+        return ["check", *files, "--quick", *sets]
+
+
+def sets(**keys: str) -> Callable[[Node], None]:
+    """Set keys of the configuration; `__` stands for the dot."""
+    return lambda node: node.sets.update({key.replace("__", "."): value for key, value in keys.items()})
+
+
+def check(node: Node, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    """Call fd-check; return exit code, stdout, stderr."""
+    code = main(node.arguments())
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
 
 
 def open_node(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
@@ -122,6 +138,7 @@ def _measures(node: Node) -> None:
     def version(name: str) -> str:
         return {"torch": "2.13.0", "vllm": node.vllm, "deepspeed": "0.19.8"}.get(name, "5.19.0")
 
+    node.patch.setattr("os.sched_getaffinity", lambda pid: set(range(node.cores)))
     fake_memory = SimpleNamespace(virtual_memory=lambda: SimpleNamespace(available=int(node.memory_gib * GIB)))
     node.patch.setattr(machine, "psutil", fake_memory)
     node.patch.setattr(machine, "_version", version)

@@ -23,7 +23,7 @@ ALARM_PHASE = "ended by an alarm"
 """What status.json says of a run that an alarm ended."""
 _START = "model.init_from"
 FREE = {
-    "run.stall_warn_s", "run.stall_abort_s", "run.shutdown_s", "feedback.max_usd", "fallback.max_usd",
+    "run.dir", "run.stall_warn_s", "run.stall_abort_s", "run.shutdown_s", "feedback.max_usd", "fallback.max_usd",
     "checkpoint.keep_last", "checkpoint.min_free_gib",
 }  # fmt: skip
 """Keys beside [telemetry] that change nothing of what is learned, such as the spend that ended a run."""
@@ -124,7 +124,7 @@ def _difference(job: Job) -> str:
         before = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         return f"{path} cannot be read ({error}), so nobody knows what the run is; {_ADVICE}"
-    now, before = _flat(tomllib.loads(dump_toml(job.config))), _flat(before)
+    now, before = _below(_flat(tomllib.loads(dump_toml(job.config)))), _below(_flat(before))
     # A key that an older version did not know had its default there.
     usual = _flat(msgspec.to_builtins(RunConfig(model=job.config.model, data=job.config.data)))
     if before.get(_START) and is_start(str(now[_START]), str(before[_START])):
@@ -158,6 +158,12 @@ def _flat(tables: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(keys, dict)
         for key, value in keys.items()
     }
+
+
+def _below(keys: dict[str, Any]) -> dict[str, Any]:
+    """Name the run that this one starts from by its place below `run.dir`, which may have moved."""
+    start, runs = str(keys.get("model.init_from", "")), str(keys.get("run.dir", ""))
+    return keys | {"model.init_from": start.removeprefix(f"{runs}/")} if start else keys
 
 
 def _has_ended(config: RunConfig, run_dir: Path) -> bool:

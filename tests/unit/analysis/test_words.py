@@ -74,6 +74,7 @@ def test_only_whole_words_in_any_case_count(text: str, expected: dict[str, int])
         ("Likely:\n```lean\n-- wait, check\ntheorem t : True := trivial\n```\nPerhaps.", {"likely": 1, "perhaps": 1}),
         ("<think>\n```lean\n-- wait\n```\n</think>\n```lean\n-- wait\n```", {"wait": 1}),
         ("```text\nwait\n```", {"wait": 1}),
+        ("<think>\n```lean\n-- wait\n```\nI could <tool_call> it, perhaps", {"wait": 1, "perhaps": 1}),  # cut off
     ],
 )
 def test_calls_and_files_are_no_prose(text: str, expected: dict[str, int]) -> None:

@@ -72,13 +72,33 @@ def test_efficiency_per_attempt_and_per_step_are_told_apart() -> None:
 def test_entropy_is_compared_at_the_same_accuracy(fd: float, grpo: float, expected: bool) -> None:
     """Not at the same step: the run that learns faster is further on."""
     runs = {"fd": seeds(run(FAST, [fd] * 6)), "grpo": seeds(run(SLOW, [grpo] * 6, attempts=128))}
-    assert verdict("higher policy entropy than GRPO", runs)["holds"] is expected
+    assert verdict("higher entropy than GRPO also at the same accuracy", runs)["holds"] is expected
+    assert verdict("higher policy entropy than GRPO throughout", runs)["holds"] is expected
+
+
+def test_entropy_throughout_training_and_at_the_same_accuracy_are_told_apart() -> None:
+    """A run that learns nothing keeps its entropy: higher all along, and lower where the other was as good."""
+    falling = [0.09, 0.08, 0.07, 0.06, 0.05, 0.04]
+    flat = [0.06, 0.059, 0.058, 0.057, 0.056, 0.055]
+    runs = {"fd": seeds(run(SLOW, flat)), "grpo": seeds(run(FAST, falling))}
+    assert verdict("higher entropy than GRPO also at the same accuracy", runs)["holds"] is False
+    runs["grpo"] = seeds(run(FAST, [0.09, 0.08, 0.03, 0.02, 0.01, 0.01]))
+    assert verdict("higher policy entropy than GRPO throughout", runs)["holds"] is True
+    assert verdict("higher entropy than GRPO also at the same accuracy", runs)["holds"] is False
+
+
+def test_the_papers_own_method_is_judged_without_the_anchor() -> None:
+    """The main run has one, which is not the paper's."""
+    runs = {"fd": seeds(run(FAST)), "ema_0.9": seeds(run(SLOW)), "grpo": seeds(run([0.3] * 6, 0.05), nudge=0.001)}
+    assert verdict("per attempt", runs)["holds"] is True
+    assert verdict("without our anchor", runs)["holds"] is False
+    assert verdict("without our anchor", runs | {"ema_0.9": seeds(run(FAST))})["holds"] is True
 
 
 def test_entropy_without_a_shared_accuracy_is_not_measured() -> None:
     """Null with the reason, not false."""
     runs = {"fd": seeds(run([0.5, 0.6, 0.7])), "grpo": seeds(run([0.1, 0.12, 0.13]))}
-    claim = verdict("higher policy entropy than GRPO", runs)
+    claim = verdict("higher entropy than GRPO also at the same accuracy", runs)
     assert claim["holds"] is None
     assert "no accuracy that both cross" in str(claim["figures"])
 

@@ -10,7 +10,7 @@ from bench.mini.curves import (
     attempts_until,
     drop,
     entropy_at,
-    mean_pass_rate,
+    mean_over,
     nearest_step,
     start_and_end,
     windows,
@@ -51,11 +51,11 @@ def test_evaluation_rows_are_no_steps() -> None:
 def test_the_area_takes_exactly_the_attempts_asked_for() -> None:
     """Half of the second step, and nothing of a run that is too short."""
     steps = rows([0.0, 1.0])
-    assert mean_pass_rate(steps, attempts=240) == pytest.approx(1 / 3)
-    assert mean_pass_rate(steps, attempts=321) is None
-    assert mean_pass_rate(steps, steps=2) == pytest.approx(0.5)
-    assert mean_pass_rate(steps, steps=3) is None
-    assert mean_pass_rate([], steps=0) is None
+    assert mean_over(steps, attempts=240) == pytest.approx(1 / 3)
+    assert mean_over(steps, attempts=321) is None
+    assert mean_over(steps, steps=2) == pytest.approx(0.5)
+    assert mean_over(steps, steps=3) is None
+    assert mean_over([], steps=0) is None
 
 
 def test_reaching_a_level_and_entropy_there() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,12 @@ import pytest
 from bench.mini import running
 from bench.mini.claims import claims
 from bench.mini.conditions import PASS_AT, QUICK, Condition, Sizes, conditions, plan_text, run_dir
-from bench.mini.page import outcome, write_page
+from bench.mini.page import figures, outcome, write_page
 from bench.mini.running import (
     TRAIN_FILE,
     compare_scaling,
+    fingerprint,
+    free_checkpoints,
     is_done,
     missing,
     run_one,
@@ -22,9 +26,11 @@ from bench.mini.running import (
     settings,
     write_statements,
 )
+from bench.mini_paper import alone_in
 from examples.tiny.statements import normal_form
 from fd_async.config.schema import RunConfig
 from fd_async.data.statements import read_statements
+from fd_async.errors import ConfigError
 
 SIZES = Sizes()
 PLAN = {condition.name: condition for condition in conditions(SIZES)}
@@ -77,6 +83,12 @@ def make_start(out: Path, condition: Condition, seed: int) -> None:
         start.mkdir(parents=True, exist_ok=True)
 
 
+def begin(folder: Path, condition: Condition = FD) -> None:
+    """Make a folder as a run leaves it that is killed at once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "plan.json").write_text(json.dumps({"fingerprint": fingerprint(condition)}))
+
+
 @pytest.mark.parametrize("sizes", [SIZES, QUICK])
 def test_every_run_of_the_plan_has_a_valid_configuration(sizes: Sizes, tmp_path: Path) -> None:
     """And starts from a checkpoint that an earlier one of the plan leaves."""
@@ -111,11 +123,11 @@ def test_methods_are_compared_at_the_same_number_of_attempts() -> None:
 
 
 def test_the_sweep_differs_in_retention_and_anchor_alone(tmp_path: Path) -> None:
-    """All three retentions with and without the anchor; 0.9 with it is the main run."""
+    """All three retentions without the anchor, two with it; 0.9 with it is the main run."""
     names = [name for name in PLAN if name.startswith("ema_")] + ["fd"]
     configs = [settings(tmp_path, PLAN[name], 1, "http://127.0.0.1:1") for name in names]
     assert sorted((c.algorithm.ema_retention, c.algorithm.anchor_weight) for c in configs) == [
-        (0.5, 0.0), (0.5, 1.0), (0.9, 0.0), (0.9, 1.0), (1.0, 0.0), (1.0, 1.0),
+        (0.5, 0.0), (0.5, 1.0), (0.9, 0.0), (0.9, 1.0), (1.0, 0.0),
     ]  # fmt: skip
     assert len({(c.learner.lr, c.learner.decay, c.learner.prompts_per_step, c.feedback.type) for c in configs}) == 1
 
@@ -129,6 +141,7 @@ def test_the_plan_fits_the_time() -> None:
 def test_no_statement_comes_up_twice(tmp_path: Path) -> None:
     """Accuracy in training is then that on new statements."""
     assert SIZES.statements >= max(c.attempts for c in PLAN.values())
+    (tmp_path / TRAIN_FILE).unlink()
     write_statements(tmp_path, Sizes(statements=300))
     train = read_statements(tmp_path / TRAIN_FILE)
     test = read_statements(Path("examples/tiny/data/test.jsonl"))
@@ -152,7 +165,7 @@ async def test_a_finished_run_is_not_run_again(tmp_path: Path, ran: list[Any]) -
 async def test_a_killed_run_without_a_checkpoint_begins_anew(tmp_path: Path, ran: list[Any]) -> None:
     """What it left is taken away."""
     folder = run_dir(tmp_path, "fd", 1)
-    folder.mkdir(parents=True)
+    begin(folder)
     (folder / "ledger.db").write_text("half of it")
     await run_one(tmp_path, FD, 1, engine=None, tutor_url="http://127.0.0.1:1")  # type: ignore[arg-type]
     assert ran == [("fd-1", None)]
@@ -165,7 +178,7 @@ async def test_a_killed_run_with_a_checkpoint_goes_on(
 ) -> None:
     """From the newest one, with its ledger."""
     folder = run_dir(tmp_path, "fd", 1)
-    folder.mkdir(parents=True)
+    begin(folder)
     (folder / "ledger.db").write_text("all of it")
     monkeypatch.setattr(running, "list_checkpoints", lambda _: {6: folder / "checkpoints" / "step_000006"})
     await run_one(tmp_path, FD, 1, engine=None, tutor_url="http://127.0.0.1:1")  # type: ignore[arg-type]
@@ -178,9 +191,64 @@ async def test_runs_of_other_sizes_are_not_mixed_in(tmp_path: Path, ran: list[An
     """One line that says what to do."""
     await run_one(tmp_path, FD, 1, engine=None, tutor_url="http://127.0.0.1:1")  # type: ignore[arg-type]
     other = next(condition for condition in conditions(Sizes(fd_steps=12)) if condition.name == "fd")
-    with pytest.raises(SystemExit, match="other sizes: name another folder with --out"):
-        is_done(tmp_path, other, 1)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="other sizes or settings: name another folder with --out"):
+            is_done(tmp_path, other, 1)
+        (run_dir(tmp_path, "fd", 1) / "done.json").unlink(missing_ok=True)  # nor does one go on that was cut off
     assert ran == [("fd-1", None)]
+
+
+def test_another_configuration_file_is_another_run(tmp_path: Path) -> None:
+    """Its values decide the run; its comments do not."""
+    file = tmp_path / "c.toml"
+    prints = []
+    for text in ("[learner]\nlr = 1.0", "[learner]\nlr = 1.0 # high", "[learner]\nlr = 2.0"):
+        file.write_text(text)
+        prints.append(fingerprint(Condition("x", "x", str(file))))
+    assert prints[0] == prints[1] != prints[2]
+
+
+@pytest.mark.anyio
+async def test_a_folder_of_someone_else_is_left_alone(tmp_path: Path, ran: list[Any]) -> None:
+    """`--out .` meets the runs of the project, one of which may bear the same name."""
+    folder = run_dir(tmp_path, "fd", 1)
+    folder.mkdir(parents=True)
+    (folder / "ledger.db").write_text("dear")
+    with pytest.raises(ConfigError, match="is not of this benchmark"):
+        await run_one(tmp_path, FD, 1, engine=None, tutor_url="http://127.0.0.1:1")  # type: ignore[arg-type]
+    assert (folder / "ledger.db").read_text() == "dear"
+    assert not ran
+
+
+def test_other_statements_are_not_mixed_in(tmp_path: Path) -> None:
+    """The fixture wrote 24."""
+    write_statements(tmp_path, Sizes(statements=24))
+    with pytest.raises(ConfigError, match="has other statements than this call needs"):
+        write_statements(tmp_path, Sizes(statements=25))
+
+
+def test_two_calls_do_not_share_a_folder(tmp_path: Path) -> None:
+    """The second process is told; the lock ends with the first."""
+    script = "import sys, pathlib, bench.mini_paper as m\nwith m.alone_in(pathlib.Path(sys.argv[1])): pass"
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    with alone_in(tmp_path):
+        second = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert "another call is running" in second.stderr
+    assert subprocess.run(command, capture_output=True, timeout=60, check=False).returncode == 0
+
+
+def test_a_seed_that_is_over_keeps_one_checkpoint_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The newest; a second call finds nothing to take away."""
+    monkeypatch.setattr(
+        running, "list_checkpoints",
+        lambda root: {int(p.name[5:]): p for p in sorted(root.iterdir())} if root.is_dir() else {},
+    )  # fmt: skip
+    root = run_dir(tmp_path, "fd", 1) / "checkpoints"
+    for step in (6, 12, 18):
+        (root / f"step_{step:06d}" / "model").mkdir(parents=True)
+    for _ in range(2):
+        free_checkpoints(tmp_path, SIZES, 1)
+        assert [path.name for path in root.iterdir()] == ["step_000018"]
 
 
 @pytest.mark.anyio
@@ -211,6 +279,7 @@ async def test_pass_at_k_is_measured_where_pass_at_1_is_the_same(
         for step in steps[name]:
             (folder / "checkpoints" / f"step_{step:06d}").mkdir(parents=True)
         write_rows(folder, settings(tmp_path, PLAN[name], 1, "http://127.0.0.1:1"))
+        begin(folder, PLAN[name])
         (folder / "done.json").write_text("{}")
     await compare_scaling(tmp_path, SIZES, 1, engine=None)  # type: ignore[arg-type]
     found = scaling_results(tmp_path, 1)
@@ -230,14 +299,20 @@ def test_the_page_shows_every_claim_and_figure(tmp_path: Path) -> None:
         runs[name] = {1: rows, 2: rows}
     pair = {"fd": dict.fromkeys(PASS_AT, 0.5), "grpo": dict.fromkeys(PASS_AT, 0.4), "fd_step": 6, "grpo_step": 48}
     found = claims(runs, {1: pair, 2: pair}, None, SIZES.ema_steps)
-    page = write_page(tmp_path, found, runs, {1: pair, 2: pair}, "two <seeds>").read_text()
+    page = write_page(tmp_path, SIZES, found, runs, {1: pair, 2: pair}, "two <seeds>").read_text()
     assert all(claim["claim"] in page for claim in found)
     assert "two &lt;seeds&gt;" in page
     for name in ("methods", "sources", "teachers", "constant"):
         assert f'src="{name}.svg"' in page
         assert (tmp_path / f"{name}.svg").read_text().count("<svg") == 1
     assert f" GRPO={tmp_path}/runs/grpo-1,{tmp_path}/runs/grpo-2 " in page
-    empty = write_page(tmp_path, claims({}, {}, None, SIZES.ema_steps), {}, {}, "").read_text()
+    methods = next(axes for name, _, _, axes in figures(SIZES, runs, {}) if name == "methods")
+    for axes, first in zip(
+        methods[:2], (SIZES.first_stage_steps * SIZES.prompts, SIZES.first_stage_steps), strict=True
+    ):
+        second = next(curve for curve in axes.curves if curve.label == "GRPO over FD")
+        assert second.x[0] > first  # it goes on where its first stage ended
+    empty = write_page(tmp_path, SIZES, claims({}, {}, None, SIZES.ema_steps), {}, {}, "").read_text()
     assert "No run is finished yet" in empty
 
 

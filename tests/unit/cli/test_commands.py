@@ -29,8 +29,9 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     model = tmp_path / "model"
     model.mkdir()
-    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+    for name in ("config.json", "tokenizer.json"):
         (model / name).write_text("{}")
+    (model / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     (tmp_path / "train.jsonl").write_text('{"name": "one", "formal_statement": "theorem one : True := by sorry"}\n')
     file = tmp_path / "small.toml"
     file.write_text(

@@ -172,6 +172,30 @@ def test_a_folder_that_is_not_ours_is_left_alone(checkout: Path) -> None:
     assert (checkout / ".venv" / "mine").exists()
 
 
+def test_a_link_to_the_environment_of_another_checkout_is_left_alone(checkout: Path) -> None:
+    """Its stamp, packages and lock stay as they are; the other checkout goes on with them."""
+    assert call(checkout)[0] == 0
+    other = checkout.with_name("other")
+    shutil.copytree(checkout, other, ignore=shutil.ignore_patterns(".venv", "calls.log"))
+    (other / ".venv").symlink_to(checkout / ".venv")
+    before = {path: path.lstat().st_mtime_ns for path in (checkout / ".venv").rglob("*")}
+    code, out, err = call(other)
+    assert (code, out, err.count("\n")) == (3, "", 1)
+    assert f"{other}/.venv is a link to {checkout}/.venv, which was not made for this checkout" in err
+    assert calls(other) == []
+    assert {path: path.lstat().st_mtime_ns for path in (checkout / ".venv").rglob("*")} == before
+    assert call(checkout) == (0, f"{checkout}/.venv/bin/python\n", "")
+
+
+def test_a_link_to_nowhere_is_left_alone(checkout: Path) -> None:
+    """Nothing is made at its end."""
+    (checkout / ".venv").symlink_to(checkout.parent / "away")
+    code, _, err = call(checkout)
+    assert (code, err.count("\n")) == (3, 1)
+    assert f".venv is a link to {checkout.parent}/away" in err
+    assert not (checkout.parent / "away").exists()
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [({"FD_DEVICE": "tpu"}, "allowed: cpu, gpu"), ({"FD_PYTHON": "/bin/false"}, "cannot import this checkout")],

@@ -215,6 +215,14 @@ def test_a_run_goes_on_with_more_money(world: World) -> None:
     assert main(["sweep", "sweep.toml", "--only", "second", *sets]) == 0
 
 
+def test_runs_that_were_moved_are_still_done(world: World) -> None:
+    """To a larger disk: the folders say what they are, wherever they lie."""
+    assert main(["sweep", "sweep.toml"]) == 0
+    (world.root / "runs").rename(world.root / "moved")
+    assert main(["sweep", "sweep.toml", "--set", f"run.dir={world.root}/moved"]) == 0
+    assert len(world.calls()) == 3
+
+
 def test_a_key_that_an_older_version_did_not_write_has_its_default(world: World) -> None:
     """A run is not refused because the schema grew; one without a configuration is."""
     main(["sweep", "sweep.toml", "--only", "second"])
@@ -337,6 +345,17 @@ def test_what_is_wrong_with_every_run_is_said_once(world: World, capsys: pytest.
     lines = [line for line in capsys.readouterr().err.splitlines() if "table.key=value" in line]
     assert len(lines) == 1
     assert lines[0].startswith('fd-sweep: run first, second: --set: "lr=3" is not table.key=value')
+
+
+@pytest.mark.parametrize("names", ["", ",", "first,,second"])
+def test_an_empty_name_does_not_stand_for_all_runs(
+    world: World, capsys: pytest.CaptureFixture[str], names: str
+) -> None:
+    """`--only "$UNSET"` must not start a month of training."""
+    with pytest.raises(SystemExit, match="2"):
+        main(["sweep", "sweep.toml", "--only", names])
+    assert "is not a list of names, e.g. first,second" in capsys.readouterr().err
+    assert world.calls() == []
 
 
 def test_a_checkpoint_that_is_removed_again_is_no_start(world: World, capsys: pytest.CaptureFixture[str]) -> None:

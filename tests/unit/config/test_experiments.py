@@ -25,7 +25,10 @@ GRPO = {
     "feedback.usd_per_million_input_tokens", "feedback.usd_per_million_output_tokens", "algorithm.type", "learner.lr",
 }  # fmt: skip
 SOURCE = {"feedback.type", "feedback.model", "feedback.max_usd"}
-SELF = SOURCE | {"policy.gpu_memory_utilization", "policy.max_model_len", "feedback.max_output_tokens"}
+SELF = SOURCE | {
+    "policy.gpu_memory_utilization", "policy.max_model_len", "feedback.max_output_tokens", "feedback.request_timeout_s",
+    "feedback.deadline_s",
+}  # fmt: skip
 EMA = {"algorithm.ema_retention"}
 VARIES: dict[str, set[str]] = {
     "table_01": set(),

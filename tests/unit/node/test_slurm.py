@@ -16,12 +16,17 @@ from tests.fakes import slurm
 
 CHECKOUT = Path(__file__).parents[3]
 FD_RUN = r"""#!/bin/bash
-# Counts steps of 50 ms up to STEPS; TERM ends it with 130 and "a checkpoint", or is ignored; FAIL: its first exit code.
+# Counts steps of 50 ms up to STEPS; TERM ends it with 130 and a checkpoint (not if BARREN), or is ignored; FAIL: its
+# first exit code.
 name=fake
 for ((i = 1; i <= $#; i++)); do if [[ ${!i} == --run ]]; then next=$((i + 1)) && name=${!next}; fi; done
 if [[ " $* " == *" --dry-run "* ]]; then echo "# run         runs/$name, async, 9 steps, seed 0" && exit; fi
 mkdir -p "runs/$name/checkpoints" && echo "$*" >>"runs/$name/calls"
-trap 'echo TERM >>"runs/$name/signals"; [[ -n ${DEAF:-} ]] || exit 130' TERM
+keep() {
+  folder=$(printf 'runs/%s/checkpoints/step_%06d' "$name" "$step")
+  [[ -n ${BARREN:-} ]] || { mkdir -p "$folder" && echo {} >"$folder/manifest.json"; }
+}
+trap 'echo TERM >>"runs/$name/signals"; [[ -n ${DEAF:-} ]] || { keep; exit 130; }' TERM
 if [[ -n ${FAIL:-} && $(wc -l <"runs/$name/calls") -le ${FAIL_TIMES:-1} ]]; then exit "$FAIL"; fi
 for ((step = $(cat "runs/$name/step" 2>/dev/null || echo 0); step < ${STEPS:-5}; step++)); do
   echo $((step + 1)) >"runs/$name/step"
@@ -118,6 +123,23 @@ def test_a_run_that_does_not_leave_is_killed_in_time_to_be_queued_again(
     assert "killing it" in log
     assert (code, history[0][:8], history[-1]) == (0, "REQUEUED", "ENDED 0")
     assert "--resume" in lines("runs/fake/calls")[1]
+
+
+def test_time_limits_that_leave_no_checkpoint_are_not_followed_for_ever(cluster: Path) -> None:
+    """A limit shorter than a step, or than --signal; the line says how many starts were in vain."""
+    code, history, log = submit("--config", "f", STEPS=900, BARREN=1, FAKE_TIME_S=22, FAKE_WARN_S=20, FD_RETRIES=1)
+    assert (code, [line.split()[0] for line in history]) == (130, ["REQUEUED", "ENDED"])
+    assert "2 starts in a row left no new checkpoint (FD_RETRIES): not queued again" in log
+
+
+def test_a_checkpoint_of_an_earlier_start_is_no_new_one(cluster: Path) -> None:
+    """What was there before the first start counts as little."""
+    folder = Path("runs/fake/checkpoints/step_000050")
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text("{}")
+    code, history, _ = submit("--config", "f", STEPS=900, BARREN=1, FAKE_TIME_S=22, FAKE_WARN_S=20, FD_RETRIES=1)
+    assert code == 130
+    assert 2 <= len(history) <= 3
 
 
 def test_int_ends_a_job_for_good_with_a_checkpoint(cluster: Path) -> None:

@@ -66,7 +66,9 @@ def test_the_run_that_goes_on_counts_and_not_those_before(tmp_path: Path) -> Non
     assert health(tmp_path).found.startswith("going: ")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"pid": "x"}', '{"pid": 1}', '{"pid": -4, "updated_at": 1}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"pid": "x"}', '{"pid": 1}', '{"pid": -4, "updated_at": 1}', '{"pid": 1e400}']
+)
 def test_rubbish_in_a_status_is_no_run(tmp_path: Path, text: str) -> None:
     """Half a file, another's file."""
     status(tmp_path, "one", age_s=0, text=text or " ")

@@ -10,11 +10,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from fd_async.cli.main import main
 from fd_async.learner.checkpoints import Manifest
 from fd_async.preflight.model import is_offline
 from fd_async.verifier.sandbox import probe
-from tests.fakes.node import TOOLCHAIN, Node, copy_of_model, open_node
+from tests.fakes.node import TOOLCHAIN, Node, check, copy_of_model, open_node, sets
 
 SANDBOX = probe.probe_sandbox
 
@@ -23,11 +22,6 @@ SANDBOX = probe.probe_sandbox
 def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
     """A node on which the paper's configuration fits."""
     yield from open_node(tmp_path, monkeypatch)
-
-
-def sets(**keys: str) -> Callable[[Node], None]:
-    """Set keys of the configuration; `__` stands for the dot."""
-    return lambda node: node.sets.update({key.replace("__", "."): value for key, value in keys.items()})
 
 
 def no_driver(node: Node) -> None:
@@ -350,12 +344,6 @@ TABLE: list[tuple[str, Callable[[Node], None], list[str], list[str]]] = [
         ["policy.max_num_seqs = 16 holds back rollout.concurrency = 256"],
     ),
 ]
-
-
-def check(node: Node, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    code = main(node.arguments())
-    printed = capsys.readouterr()
-    return code, printed.out, printed.err
 
 
 def test_the_right_node_is_ready(node: Node, capsys: pytest.CaptureFixture[str]) -> None:
