@@ -95,4 +95,5 @@ def _server_time(headers: Mapping[str, str]) -> datetime:
 
 
 def _count(text: str | None) -> int | None:
-    return int(text) if text is not None and _COUNT.fullmatch(text.strip()) else None
+    text = (text or "").strip()  # which takes away more than int() does
+    return int(text) if _COUNT.fullmatch(text) else None

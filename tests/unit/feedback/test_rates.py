@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import anyio
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fd_async.config.schema import FeedbackTable
@@ -84,6 +84,7 @@ def test_openais_headers_are_read() -> None:
     for start, end in [("anthropic-ratelimit-", "-remaining"), ("anthropic-ratelimit-", "-reset"),
                        ("x-ratelimit-remaining-", ""), ("x-ratelimit-reset-", ""), ("x-ratelimit-limit-", "")]
 ] + ["date"]), st.text(max_size=30) | st.integers().map(str) | st.floats().map(str)))  # fmt: skip
+@example({"x-ratelimit-remaining-requests": "0\x1f"})
 def test_any_headers_are_some_limits(headers: dict[str, str]) -> None:
     """Nothing raises, nothing is negative, and nobody waits longer than the cap."""
     for rate in read_rates(headers).values():
