@@ -9,9 +9,12 @@ Invariants:
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 from structlog.typing import FilteringBoundLogger
 
+from fd_async.config.schema import FeedbackTable
 from fd_async.errors import (
     FeedbackAccountError,
     FeedbackBudgetExceeded,
@@ -35,9 +38,13 @@ _NO_HELP = (FeedbackOutage, FeedbackUnavailable, FeedbackBudgetExceeded, Feedbac
 """What says of the second provider that it cannot help now, and nothing of the attempt."""
 
 
+_KEY = re.compile(rf"\bfeedback\.(?=(?:{'|'.join(field.name for field in msgspec.structs.fields(FeedbackTable))})\b)")
+"""A key of `[feedback]`; the provider's own words, which a line may quote, are not touched."""
+
+
 def _of_fallback(message: str) -> str:
     """Name the keys of the table that the second provider was opened with."""
-    return message.replace("feedback.", "fallback.").replace("[feedback]", "[fallback]")
+    return _KEY.sub("fallback.", message).replace("[feedback]", "[fallback]")
 
 
 class WithFallback:

@@ -8,7 +8,7 @@ import pytest
 from fd_async.config.schema import FeedbackTable
 from fd_async.errors import FeedbackOutage, FeedbackRejected
 from fd_async.feedback.failures import TransientFailure
-from fd_async.feedback.fallback import WithFallback
+from fd_async.feedback.fallback import WithFallback, _of_fallback
 from fd_async.feedback.provider import Backoff, TextAnswer, open_provider
 from fd_async.feedback.tutor import Tutor
 from tests.fakes.scripted_http import FEEDBACK_TEXT
@@ -104,3 +104,11 @@ async def test_a_provider_that_is_never_down_needs_no_fallback() -> None:
     table = FeedbackTable(type="constant", outage="fallback")
     async with open_provider(table, fallback=FeedbackTable(type="self")) as provider:
         assert (await provider.feedback(make_rollout())).usd == 0
+
+
+def test_only_keys_are_renamed_in_what_the_second_provider_says() -> None:
+    """A line may quote the provider, whose words stay."""
+    said = 'Unusable answer: "Thanks for your feedback. feedback.text". Check the [feedback] table: feedback.max_usd.'
+    told = 'Unusable answer: "Thanks for your feedback. fallback.text". Check the [fallback] table: fallback.max_usd.'
+    assert _of_fallback(said) == told
+    assert _of_fallback("feedback.maximum and my_feedback.text") == "feedback.maximum and my_feedback.text"

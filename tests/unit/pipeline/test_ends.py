@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import anyio
@@ -175,10 +176,8 @@ async def test_the_second_signal_leaves_a_step_alone(tmp_path: Path) -> None:
     assert msgspec.json.decode((tmp_path / "status.json").read_bytes())["phase"] == "interrupted"
 
 
-async def test_the_second_signal_leaves_paid_calls_alone(tmp_path: Path) -> None:
-    """The first one lets them end; whoever asks twice is not kept waiting by a provider."""
-    bench = Bench(make_config(), tmp_path)
-    bench.provider.delay_s = 60.0
+async def interrupted_twice(bench: Bench, is_time: Callable[[], bool]) -> int:
+    """Run, ask twice for the end as soon as a call is under way, and return the exit code."""
     stop = Stop(shutdown_s=bench.config.run.shutdown_s)
 
     async def work() -> int:
@@ -187,14 +186,21 @@ async def test_the_second_signal_leaves_paid_calls_alone(tmp_path: Path) -> None
             return await controller.run()
 
     async def ask_twice() -> None:
-        while not bench.provider.sold:  # noqa: ASYNC110
+        while not is_time():  # noqa: ASYNC110
             await anyio.sleep(0.01)
         stop.request("SIGINT")
         await anyio.wait_all_tasks_blocked()
         stop.request("SIGINT")
 
+    return await stop.cancelable(work)
+
+
+async def test_the_second_signal_leaves_paid_calls_alone(tmp_path: Path) -> None:
+    """The first one lets them end; whoever asks twice is not kept waiting by a provider."""
+    bench = Bench(make_config(), tmp_path)
+    bench.provider.delay_s = 60.0
     with anyio.fail_after(5):
-        assert await stop.cancelable(work) == 130
+        assert await interrupted_twice(bench, lambda: bool(bench.provider.sold)) == 130
 
 
 async def test_what_calls_that_were_cut_off_may_have_cost_is_on_record(tmp_path: Path) -> None:
@@ -207,22 +213,8 @@ async def test_what_calls_that_were_cut_off_may_have_cost_is_on_record(tmp_path:
     bench = Bench(make_config(), tmp_path)
     table = FeedbackTable(type="openai", model="m", usd_per_million_input_tokens=5.0, usd_per_million_output_tokens=9.0)
     bench.provider = provider = Tutor(silence, table)  # type: ignore[assignment]
-    stop = Stop(shutdown_s=bench.config.run.shutdown_s)
-
-    async def work() -> int:
-        async with bench.controller(stop=stop) as controller, anyio.create_task_group() as tasks:
-            tasks.start_soon(ask_twice)
-            return await controller.run()
-
-    async def ask_twice() -> None:
-        while not provider.statistics()["in_flight"]:  # noqa: ASYNC110
-            await anyio.sleep(0.01)
-        stop.request("SIGINT")
-        await anyio.wait_all_tasks_blocked()
-        stop.request("SIGINT")
-
     with anyio.fail_after(10):
-        assert await stop.cancelable(work) == 130
+        assert await interrupted_twice(bench, lambda: bool(provider.statistics()["in_flight"])) == 130
     statistics = provider.statistics()
     async with open_ledger(tmp_path / "ledger.db") as ledger:
         assert 0 < statistics["usd_unconfirmed"] == pytest.approx(ledger.spent_usd())
