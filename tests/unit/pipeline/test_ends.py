@@ -18,6 +18,7 @@ from fd_async.config.schema import FeedbackTable
 from fd_async.data.ledger import open_ledger
 from fd_async.errors import LearnerError, StallDetected, first_cause
 from fd_async.feedback.failures import TransientFailure
+from fd_async.feedback.fallback import WithFallback
 from fd_async.feedback.provider import TextAnswer, open_provider
 from fd_async.feedback.tutor import Tutor
 from fd_async.learner.checkpoints import list_checkpoints
@@ -218,6 +219,30 @@ async def test_what_calls_that_were_cut_off_may_have_cost_is_on_record(tmp_path:
     statistics = provider.statistics()
     async with open_ledger(tmp_path / "ledger.db") as ledger:
         assert 0 < statistics["usd_unconfirmed"] == pytest.approx(ledger.spent_usd())
+
+
+async def test_what_a_call_to_the_fallback_may_have_cost_is_on_its_bill(tmp_path: Path) -> None:
+    """Each table has a budget of its own, and a resume asks the ledger what is left of each."""
+
+    async def silence(system: str, user: str, max_tokens: int) -> TextAnswer:
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    async def nobody(system: str, user: str, max_tokens: int) -> TextAnswer:
+        raise TransientFailure("connection refused")
+
+    bench = Bench(make_config(feedback={"type": "self", "outage": "fallback"}), tmp_path)
+    table = FeedbackTable(
+        type="openai", model="m", usd_per_million_input_tokens=5.0, usd_per_million_output_tokens=9.0, outage_after=1,
+        outage="fallback",
+    )  # fmt: skip
+    second = Tutor(silence, table)
+    bench.provider = provider = WithFallback(Tutor(nobody, table), second)  # type: ignore[assignment]
+    with anyio.fail_after(20):
+        assert await interrupted_twice(bench, lambda: bool(second.statistics()["in_flight"])) == 130
+    async with open_ledger(tmp_path / "ledger.db") as ledger:
+        assert 0 < provider.statistics()["fallback_usd"] == pytest.approx(ledger.fallback_spent_usd())
+        assert ledger.spent_usd() == pytest.approx(ledger.fallback_spent_usd()), "the first was reached by nobody"
 
 
 async def test_a_stop_during_an_outage_ends_within_its_time(tmp_path: Path) -> None:
