@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import NoReturn
 
@@ -47,12 +47,8 @@ async def evaluate_suite(
     any size takes the memory of those under way.
 
     Args:
-        suite: its name.
         statements: in the order that their ordinals count.
-        runner: of the attempts.
-        k: pass@k to return.
         samples: attempts per statement.
-        temperature: of the sampling.
         concurrency: attempts that sample at once; as many again may wait for their audit and their record.
         record: keeps an attempt; it counts when this has returned.
         on_stage: hears where each attempt is.
@@ -69,13 +65,8 @@ async def evaluate_suite(
     failures = _Failures(suite, max_failed_fraction)
 
     async def attempt(ticket: Ticket) -> None:
-        run = partial(
-            runner.run,
-            ticket,
-            temperature=temperature,
-            on_stage=partial(on_stage, ticket.id),
-            seed=None if seed is None else ticket_seed(seed, ticket.id),
-        )
+        own = None if seed is None else ticket_seed(seed, ticket.id)
+        run = partial(runner.run, ticket, temperature=temperature, on_stage=partial(on_stage, ticket.id), seed=own)
         try:
             async with sampling:
                 rollout = await run()
@@ -91,16 +82,18 @@ async def evaluate_suite(
         failures.heed(rollout, outcome)
 
     async with anyio.create_task_group() as tasks:
-        for sample in range(samples):
-            for ordinal, statement in enumerate(statements):
-                if (ordinal, sample) not in known:
-                    await room.acquire()
-                    ticket = Ticket(ordinal=ordinal, sample=sample, purpose="eval", suite=suite, statement=statement)
-                    tasks.start_soon(attempt, ticket)
-    result = tally.result(k)
-    if result.num_failed and not result.num_judged:
-        failures.give_up(f"all {result.num_failed} evaluation attempts of {suite} failed, none was judged")
-    return result
+        for ticket in _tickets(suite, statements, samples, known):
+            await room.acquire()
+            tasks.start_soon(attempt, ticket)
+    return failures.weigh(tally.result(k))
+
+
+def _tickets(suite: str, statements: Sequence[Statement], samples: int, known: Known) -> Iterator[Ticket]:
+    """Yield what is not known yet, round by round."""
+    for sample in range(samples):
+        for ordinal, statement in enumerate(statements):
+            if (ordinal, sample) not in known:
+                yield Ticket(ordinal=ordinal, sample=sample, purpose="eval", suite=suite, statement=statement)
 
 
 def tally_of(suite: str, statements: Sequence[Statement], known: Known, *, samples: int, temperature: float) -> Tally:
@@ -134,6 +127,11 @@ class _Failures:
                 f"{sum(self._recent)} of the last {_RECENT} evaluation attempts of {self._suite} failed, more than "
                 f"rollout.max_failed_fraction = {self._max_fraction:g}"
             )
+
+    def weigh(self, result: SuiteResult) -> SuiteResult:
+        if result.num_failed and not result.num_judged:
+            self.give_up(f"all {result.num_failed} evaluation attempts of {self._suite} failed, none was judged")
+        return result
 
     def give_up(self, why: str) -> NoReturn:
         raise VerifierError(f"{why}; last cause {self._last}")
