@@ -18,7 +18,6 @@ import re
 import threading
 from collections.abc import Iterator
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -31,6 +30,7 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from vllm.platforms import current_platform
 
 from fd_async.errors import PushRefused
+from fd_async.memory import free_bytes
 from fd_async.policy.contract import TIED_HEAD, Contract, fingerprint, read_contract
 from fd_async.policy.manifest import REFUSED, FileStamp, check_manifest
 from fd_async.policy.twin import NoTwin, Twin
@@ -118,7 +118,7 @@ class Preparation:
             _require_same(file, stamp, what, staged.path)
 
     def _build_twin(self, num_bytes: int) -> Twin | None:
-        free = _free_bytes()
+        free = free_bytes(psutil.virtual_memory().available)
         if free < _SPARE * num_bytes:
             _log.warning("push: %d bytes of memory free, too few for a second set of %d; loading while held",
                          free, num_bytes)  # fmt: skip
@@ -210,17 +210,6 @@ class WorkerExtension:
         if self.fd_preparation is not None:
             self.fd_preparation.stop()
             self.fd_preparation = None
-
-
-def _free_bytes(group: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return the memory that may be taken: the machine's, or less where a container has a limit (cgroup v2)."""
-    free = psutil.virtual_memory().available
-    limit = group / "memory.max"
-    if not limit.exists() or limit.read_text().strip() == "max":
-        return free
-    usage = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-    used = int((group / "memory.current").read_text()) - int(usage["inactive_file"])  # the kernel takes those back
-    return min(free, int(limit.read_text()) - used)
 
 
 def _layer(name: str) -> str:

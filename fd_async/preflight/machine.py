@@ -13,8 +13,8 @@ import psutil
 from fd_async.config.schema import FeedbackTable, RunConfig
 from fd_async.learner.memory_plan import gib, plan_of
 from fd_async.learner.model_shape import read_shape
+from fd_async.memory import free_bytes
 from fd_async.preflight.findings import Finding, needed
-from fd_async.preflight.limits import free_bytes
 
 GIB = 2**30
 

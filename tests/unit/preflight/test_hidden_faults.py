@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from fd_async.preflight.limits import free_bytes
 from tests.fakes.node import QWEN35_9B, Node, check, open_node, sets
 
 Change = Callable[[Node], object]
@@ -136,17 +135,3 @@ def test_what_works_is_ready(node: Node, capsys: pytest.CaptureFixture[str], cha
     code, out, err = check(node, capsys)
     assert (code, err) == (0, ""), out
     assert [line[8:].partition("  ")[0] for line in out.splitlines() if line.startswith("note")] == notes
-
-
-def test_the_tightest_group_around_the_process_bounds_its_memory(tmp_path: Path) -> None:
-    """A Slurm job's limit lies above the step that asks; pages of files can be taken back."""
-    own, job = tmp_path / "cgroup", tmp_path / "groups" / "job_7"
-    (job / "step_0").mkdir(parents=True)
-    own.write_text("0::/job_7/step_0\n")
-    (job / "step_0" / "memory.max").write_text("max\n")
-    (job / "memory.max").write_text("1000\n")
-    (job / "memory.current").write_text("900\n")
-    (job / "memory.stat").write_text("anon 500\ninactive_file 300\nactive_file 50\n")
-    assert free_bytes(5000, own, tmp_path / "groups") == 450
-    assert free_bytes(200, own, tmp_path / "groups") == 200
-    assert free_bytes(5000, tmp_path / "none", tmp_path / "groups") == 5000
