@@ -292,6 +292,20 @@ class StepReport(Struct, frozen=True, kw_only=True):
     metrics: dict[str, float]
     token_deltas: dict[str, list[float]] = field(default_factory=dict)
     """rollout id -> log p_teacher - log p_student of each completion token, 0.0 where not sampled (Figure 1)."""
+    teacher_choices: dict[str, dict[int, list[tuple[int, float]]]] = field(default_factory=dict)
+    """rollout id -> completion token at which the two differ most -> what the teacher would write there instead: token
+    ids with its probabilities, the likeliest first (Figure 1)."""
+
+
+class TokenScores(Struct, frozen=True):
+    """What the learner said of the tokens of one attempt, as people read it."""
+
+    texts: list[str]
+    """Of each completion token."""
+    deltas: list[float]
+    """As `StepReport.token_deltas`."""
+    choices: dict[int, list[tuple[str, float]]] = field(default_factory=dict)
+    """As `StepReport.teacher_choices`, ids as text."""
 
 
 class StagedWeights(Struct, frozen=True, kw_only=True):

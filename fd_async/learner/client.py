@@ -19,7 +19,7 @@ import anyio
 from fd_async.config.schema import RunConfig
 from fd_async.errors import FdError, LearnerError, LearnerRankDied, PreflightError
 from fd_async.learner import hosts
-from fd_async.learner.checkpoints import check_arrived, read_state, resolve_init_from
+from fd_async.learner.checkpoints import check_arrived, find_again, read_state, resolve_init_from
 from fd_async.learner.link import (
     Export,
     Message,
@@ -83,7 +83,8 @@ class Learner:
         self._statistics |= {"learner/step_s": time.monotonic() - started, "learner/step": step}
         reports = [reply.report for reply in replies if isinstance(reply, Stepped)]
         deltas = {name: values for report in reports for name, values in report.token_deltas.items()}
-        return StepReport(step=step, metrics=reports[0].metrics, token_deltas=deltas)
+        choices = {name: places for report in reports for name, places in report.teacher_choices.items()}
+        return StepReport(step=step, metrics=reports[0].metrics, token_deltas=deltas, teacher_choices=choices)
 
     async def stage(self, version: int, probe_ids: list[int]) -> StagedWeights:
         """Ready the current weights for a push and score the probe (at least 2 tokens) with them.
@@ -321,11 +322,17 @@ def check_learner(config: RunConfig, resume_from: Path | None) -> Path | None:
         )
     if resume_from is None:
         return resolve_init_from(config.model.init_from) if config.model.init_from else None
-    origin = read_state(resume_from).origin
-    needs_origin = config.algorithm.type == "grpo" and config.algorithm.kl_weight > 0
-    if not origin or not needs_origin:
+    state = read_state(resume_from)
+    if not state.origin or not has_reference(config):
         return None
-    return resolve_init_from(origin, key=f"GRPO's reference for {resume_from}")
+    return find_again(
+        state.origin, state.origin_id, run_dir=resume_from.absolute().parents[1], named=config.model.init_from
+    )
+
+
+def has_reference(config: RunConfig) -> bool:
+    """Say whether the weights that a run starts from are needed in every life of it."""
+    return config.algorithm.type == "grpo" and config.algorithm.kl_weight > 0
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from fd_async.learner.causality import Causality
 from fd_async.learner.kept_targets import KeptTargets
 from fd_async.learner.objectives import StepContext, TrainingEngine, add_mismatch, chosen, mismatch_metrics
 from fd_async.learner.shadow import Shadow
+from fd_async.learner.token_scores import keep_scores
 from fd_async.learner.totals import Totals
 from fd_async.types import TrainingSample
 
@@ -217,10 +218,4 @@ class FeedbackDistillation:
         add("importance_squared", loss.importance_T.square())
         add("capped", loss.capped_T)
         add_mismatch(batch, loss.sampled_logprobs_T, context.totals)
-        delta_T = targets.sampled_logprobs_T - loss.logprobs_T
-        for sample, deltas in zip(batch.samples, delta_T.split(batch.num_sampled), strict=True):
-            if sample.rollout_id in context.score_ids:
-                values = iter(deltas.tolist())
-                context.token_deltas[sample.rollout_id] = [
-                    next(values) if sampled else 0.0 for sampled in sample.sampled_mask
-                ]
+        keep_scores(batch, targets.sampled_logprobs_T - loss.logprobs_T, targets, context)

@@ -56,6 +56,8 @@ class StepContext:
     num_samples: float
     """Of all ranks."""
     token_deltas: dict[str, list[float]] = field(default_factory=dict)
+    teacher_choices: dict[str, dict[int, list[tuple[int, float]]]] = field(default_factory=dict)
+    """Both as in `types.StepReport`."""
 
 
 class StepObjective(Protocol):

@@ -81,7 +81,9 @@ class Trainer:
         metrics = self._objective.metrics(sums, divisor, step)
         metrics |= {"grad_norm": grad_norm, "lr": lr, "tokens/trained": sums["tokens"]}
         metrics |= {f"time/{name}_s": seconds for name, seconds in context.clock.seconds.items()}
-        return StepReport(step=step, metrics=metrics, token_deltas=context.token_deltas)
+        return StepReport(
+            step=step, metrics=metrics, token_deltas=context.token_deltas, teacher_choices=context.teacher_choices
+        )
 
     def _batches(self, samples: Sequence[TrainingSample]) -> list[MicroBatch]:
         """Cut this rank's samples into micro-batches, as many as on any rank. Collective."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import msgspec
 from msgspec import Struct
@@ -16,7 +16,7 @@ from fd_async.pipeline.buffer import Group
 from fd_async.pipeline.shuffling import Exchanged, derange
 from fd_async.pipeline.state import Finished
 from fd_async.rendering import Renderer
-from fd_async.types import TrainingSample
+from fd_async.types import StepReport, TokenScores, TrainingSample
 
 
 class BatchFacts(Struct, frozen=True, kw_only=True):
@@ -119,12 +119,18 @@ def _with_shuffled(
     ]
 
 
-def decode_scores(
-    items: Sequence[Finished], deltas: Mapping[str, list[float]], renderer: Renderer
-) -> dict[str, tuple[list[str], list[float]]]:
-    """Return rollout id -> (text of each completion token, its log p_teacher - log p_student), for the report."""
+def decode_scores(items: Sequence[Finished], report: StepReport, renderer: Renderer) -> dict[str, TokenScores]:
+    """Return rollout id -> what the step said of its tokens, as text, for people."""
+    deltas, choices = report.token_deltas, report.teacher_choices
     return {
-        item.rollout.id: ([renderer.decode([i]) for i in item.rollout.completion_ids], deltas[item.rollout.id])
+        item.rollout.id: TokenScores(
+            [renderer.decode([i]) for i in item.rollout.completion_ids],
+            deltas[item.rollout.id],
+            {
+                place: [(renderer.decode([i]), share) for i, share in found]
+                for place, found in choices.get(item.rollout.id, {}).items()
+            },
+        )
         for item in items
         if item.rollout.id in deltas
     }

@@ -141,7 +141,7 @@ class TrainingLoop:
             clock.mark("learn")
             staged = await parts.learner.stage(step, self._probe_ids)
             clock.mark("stage")
-        scores = await anyio.to_thread.run_sync(decode_scores, items, report.token_deltas, parts.renderer)
+        scores = await anyio.to_thread.run_sync(decode_scores, items, report, parts.renderer)
         await parts.ledger.put_batch(step, [item.rollout.id for item in items], scores)
         for item in items:
             state.move_tokens(item.rollout, "trained")

@@ -10,7 +10,7 @@ import anyio
 import msgspec
 
 from fd_async.data.ledger import open_ledger
-from fd_async.types import EndReason, Feedback, Rollout, Statement, Turn, Verdict, VerdictKind, VersionSpan
+from fd_async.types import EndReason, Feedback, Rollout, Statement, TokenScores, Turn, Verdict, VerdictKind, VersionSpan
 
 CONFIG = """[run]
 name = "demo"
@@ -55,7 +55,7 @@ ADVICE = (
 
 def make_attempt(
     index: int, proof: str = "", scored: bool = True, feedback: str = ADVICE, *, evaluated: bool = False
-) -> tuple[Rollout, Feedback | None, tuple[list[str], list[float]] | None]:
+) -> tuple[Rollout, Feedback | None, TokenScores | None]:
     """Return a rollout, its feedback and its token scores, different for each index."""
     random_ = random.Random(index)
     name = f"lean_workbook_{10_000 + index}"
@@ -93,7 +93,10 @@ def make_attempt(
         prompt_hash=str(index),
     )  # fmt: skip
     deltas = [random_.gauss(0, 0.2) if random_.random() < 0.75 else random_.gauss(0.3, 2) for _ in texts]
-    return rollout, given, (texts, [d if m else 0.0 for d, m in zip(deltas, mask, strict=True)]) if scored else None
+    deltas = [d if m else 0.0 for d, m in zip(deltas, mask, strict=True)]
+    most = sorted((place for place in range(len(texts)) if mask[place]), key=lambda place: -abs(deltas[place]))[:20]
+    choices = {place: [("Real", 0.981), (texts[place], 0.018), ("ℝ", 0.001)] for place in most}
+    return rollout, given, TokenScores(texts, deltas, choices) if scored else None
 
 
 def make_rows(num_steps: int) -> list[dict[str, float | int | None]]:

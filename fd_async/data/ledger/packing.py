@@ -13,12 +13,23 @@ from collections.abc import Sequence
 
 import msgspec
 
-from fd_async.types import PartialRollout, Rollout, Verdict
+from fd_async.types import PartialRollout, Rollout, TokenScores, Verdict
 
 _HEADER = struct.Struct("<IIc")
 """Prompt ids, completion ids, type of the log-probs ("f" or "d")."""
 _rollout = msgspec.msgpack.Decoder(Rollout)
 _partial = msgspec.msgpack.Decoder(PartialRollout)
+
+
+class _Numbers(msgspec.Struct):
+    """Of the scores of an attempt, all but the texts."""
+
+    deltas: list[float]
+    choices: dict[int, list[tuple[str, float]]]
+
+
+_numbers = msgspec.msgpack.Decoder(_Numbers | list[float])
+"""A ledger may hold differences alone."""
 
 
 class _Judged(msgspec.Struct):
@@ -60,6 +71,17 @@ def unpack_partial(body: bytes, tokens: bytes) -> PartialRollout:
     partial = _partial.decode(zlib.decompress(body))
     prompt_ids, completion_ids, logprobs = _unpack_tokens(tokens)
     return msgspec.structs.replace(partial, prompt_ids=prompt_ids, completion_ids=completion_ids, logprobs=logprobs)
+
+
+def pack_scores(scores: TokenScores) -> bytes:
+    """Return the scores of an attempt without their texts."""
+    return msgspec.msgpack.encode(_Numbers(scores.deltas, scores.choices))
+
+
+def unpack_scores(packed: bytes) -> tuple[list[float], dict[int, list[tuple[str, float]]]]:
+    """Return (deltas, choices), see `TokenScores`."""
+    found = _numbers.decode(packed)
+    return (found, {}) if isinstance(found, list) else (found.deltas, found.choices)
 
 
 def _pack_tokens(prompt_ids: Sequence[int], completion_ids: Sequence[int], logprobs: Sequence[float]) -> bytes:

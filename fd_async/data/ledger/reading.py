@@ -10,13 +10,12 @@ import msgspec
 from msgspec import Struct
 
 from fd_async.data.ledger.files import reading
-from fd_async.data.ledger.packing import unpack_rollout
+from fd_async.data.ledger.packing import unpack_rollout, unpack_scores
 from fd_async.errors import LedgerError
 from fd_async.types import Feedback, Rollout
 
 _feedback = msgspec.msgpack.Decoder(Feedback)
 _strings = msgspec.msgpack.Decoder(list[str])
-_floats = msgspec.msgpack.Decoder(list[float])
 _WHOLE = (
     "SELECT b.body, t.packed, f.body, r.outcome, r.step, s.texts, s.deltas FROM rollouts r JOIN bodies b USING (seq)"
     " LEFT JOIN tokens t USING (seq) LEFT JOIN feedback f ON f.rollout_id=r.id LEFT JOIN scores s ON s.rollout_id=r.id"
@@ -36,6 +35,8 @@ class AttemptRecord(Struct, frozen=True, kw_only=True):
     token_texts: list[str] | None = None
     token_deltas: list[float] | None = None
     """log p_teacher - log p_student per completion token, 0.0 where not sampled."""
+    teacher_choices: dict[int, list[tuple[str, float]]] = {}
+    """As `TokenScores.choices`."""
 
 
 def is_empty(path: Path) -> bool:
@@ -76,12 +77,14 @@ def read_attempt(
 
 
 def _record(row: tuple[Any, ...]) -> AttemptRecord:
-    body, tokens, text, outcome, step, texts, deltas = row
+    body, tokens, text, outcome, step, texts, scored = row
+    deltas, choices = unpack_scores(scored) if scored is not None else (None, {})
     return AttemptRecord(
         rollout=unpack_rollout(body, tokens),
         feedback=_feedback.decode(text) if text is not None else None,
         outcome=outcome,
         step=step,
         token_texts=_strings.decode(texts) if texts is not None else None,
-        token_deltas=_floats.decode(deltas) if deltas is not None else None,
+        token_deltas=deltas,
+        teacher_choices=choices,
     )

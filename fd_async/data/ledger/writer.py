@@ -16,10 +16,10 @@ import structlog
 from msgspec import Struct
 
 from fd_async.data.ledger.files import connect, explain, only_writer
-from fd_async.data.ledger.packing import pack, pack_body, unpack_partial, unpack_rollout, unpack_verdict
+from fd_async.data.ledger.packing import pack, pack_body, pack_scores, unpack_partial, unpack_rollout, unpack_verdict
 from fd_async.data.ledger.space import CommitTimes, Space
 from fd_async.errors import LedgerError
-from fd_async.types import Feedback, PartialRollout, Rollout, Verdict
+from fd_async.types import Feedback, PartialRollout, Rollout, TokenScores, Verdict
 
 log = structlog.get_logger(__name__)
 
@@ -153,9 +153,7 @@ class Ledger:
 
         await self._write(write)
 
-    async def put_batch(
-        self, step: int, rollout_ids: list[str], scores: dict[str, tuple[list[str], list[float]]]
-    ) -> None:
+    async def put_batch(self, step: int, rollout_ids: list[str], scores: dict[str, TokenScores]) -> None:
         """Record which attempts a gradient step trained, with the token scores kept for the report."""
 
         def write(db: sqlite3.Connection) -> None:
@@ -163,13 +161,13 @@ class Ledger:
             change = (
                 "UPDATE rollouts SET outcome='trained', step=?, gain=?/sampled_tokens WHERE id=? AND outcome='queued'"
             )
-            gains = {i: sum(deltas) for i, (_, deltas) in scores.items()}
+            gains = {i: sum(score.deltas) for i, score in scores.items()}
             trained = db.executemany(change, [(step, gains.get(i), i) for i in rollout_ids]).rowcount
             if trained != len(rollout_ids):
                 raise ValueError(f"step {step} trained {len(rollout_ids)} attempts, of which {trained} were queued")
             db.executemany(
                 "INSERT OR REPLACE INTO scores VALUES (?,?,?,?)",
-                [(i, step, _pack(texts), _pack(deltas)) for i, (texts, deltas) in scores.items()],
+                [(i, step, _pack(score.texts), pack_scores(score)) for i, score in scores.items()],
             )
 
         await self._write(write)

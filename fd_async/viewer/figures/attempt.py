@@ -74,7 +74,8 @@ def signed(delta: float | None) -> str:
 
 
 def compared(record: AttemptRecord) -> list[dict[str, Any]]:
-    """Return the tokens on which teacher and student differ most, with both probabilities, in reading order.
+    """Return the tokens on which teacher and student differ most, with both probabilities and what the teacher would
+    write, in reading order.
 
     The student's is the one that sampling recorded; the teacher's is that times exp(delta), at most 1. Empty where
     the learner did not score the attempt, or the ledger gave up its log-probs.
@@ -91,6 +92,7 @@ def compared(record: AttemptRecord) -> list[dict[str, Any]]:
             "token": texts[i],
             "student": math.exp(min(0.0, rollout.logprobs[i])),
             "teacher": math.exp(min(0.0, rollout.logprobs[i] + deltas[i])),
+            "instead": [(text, share) for text, share in record.teacher_choices.get(i, []) if share >= 5e-4],
             "delta": deltas[i],
             "colour": colour(deltas[i]),
         }

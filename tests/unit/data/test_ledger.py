@@ -12,7 +12,7 @@ import pytest
 
 from fd_async.data.ledger import Ledger, open_ledger, read_attempts
 from fd_async.errors import LedgerError
-from fd_async.types import Feedback, Rollout, Statement, Verdict, VersionSpan
+from fd_async.types import Feedback, Rollout, Statement, TokenScores, Verdict, VersionSpan
 
 pytestmark = pytest.mark.anyio
 
@@ -90,7 +90,7 @@ async def test_rewind_queues_batches_after_the_checkpoint_again(tmp_path: Path) 
                 )
             )
         await ledger.put_batch(1, [make_rollout(0).id, make_rollout(1).id], {})
-        await ledger.put_batch(2, [make_rollout(2).id], {make_rollout(2).id: (["a"], [0.1])})
+        await ledger.put_batch(2, [make_rollout(2).id], {make_rollout(2).id: TokenScores(["a"], [0.1])})
         ledger.rewind(1)
         queued = ledger.queued()
         assert [record.rollout.ordinal for record in queued] == [2, 3]
@@ -116,9 +116,11 @@ async def test_attempts_are_read_with_scores_first(tmp_path: Path) -> None:
         for ordinal in range(3):
             await put(ledger, make_rollout(ordinal))
         await ledger.drop(make_rollout(0).id, "no_known_proof")
-        await ledger.put_batch(1, [make_rollout(1).id], {make_rollout(1).id: (["a", "b"], [0.0, -1.5])})
+        scores = TokenScores(["a", "b"], [0.0, -1.5], {1: [("Real", 0.98), ("π", 0.02)]})
+        await ledger.put_batch(1, [make_rollout(1).id], {make_rollout(1).id: scores})
         records = read_attempts(path, 10)
     assert records[0].token_deltas == [0.0, -1.5]
+    assert records[0].teacher_choices == {1: [("Real", 0.98), ("π", 0.02)]}
     assert {record.rollout.ordinal: record.outcome for record in records} == {
         0: "dropped:no_known_proof", 1: "trained", 2: "queued",
     }  # fmt: skip

@@ -19,7 +19,7 @@ import pytest
 from fd_async.data.ledger import Ledger, open_ledger, read_attempt, read_attempts
 from fd_async.data.ledger.browsing import FACETS, Filter, Line, read_counts, read_lines, read_mark
 from fd_async.errors import LedgerError
-from fd_async.types import Rollout, Statement, Verdict
+from fd_async.types import Rollout, Statement, TokenScores, Verdict
 from tests.unit.data.test_ledger import make_rollout, put
 
 pytestmark = pytest.mark.anyio
@@ -34,8 +34,8 @@ def made(index: int, kind: str = "failed", *, suite: str = "", name: str = "", *
     return msgspec.structs.replace(rollout, **fields)
 
 
-def scores(rollout: Rollout, delta: float) -> tuple[list[str], list[float]]:
-    return ["a", "b", "c", "d"], [delta, delta, delta, 0.0]
+def scores(rollout: Rollout, delta: float) -> TokenScores:
+    return TokenScores(["a", "b", "c", "d"], [delta, delta, delta, 0.0])
 
 
 async def lived(ledger: Ledger) -> None:

@@ -11,8 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fd_async.data.ledger.packing import pack, pack_body, unpack_partial, unpack_rollout, unpack_verdict
-from fd_async.types import PartialRollout, ToolState, Turn, VersionSpan
+from fd_async.data.ledger.packing import (
+    pack,
+    pack_body,
+    pack_scores,
+    unpack_partial,
+    unpack_rollout,
+    unpack_scores,
+    unpack_verdict,
+)
+from fd_async.types import PartialRollout, TokenScores, ToolState, Turn, VersionSpan
 from tests.unit.data.test_ledger import make_rollout
 
 finite = st.floats(allow_nan=False)
@@ -90,3 +98,10 @@ def test_an_attempt_under_way_comes_back_with_files_and_open_turn() -> None:
     tokens = {key: list(getattr(again, key)) for key in ("prompt_ids", "completion_ids", "logprobs")}
     assert msgspec.structs.replace(again, **tokens) == partial
     assert partial.num_sampled_tokens == 3
+
+
+def test_scores_come_back_and_so_do_differences_that_stand_alone() -> None:
+    """A ledger that knows no alternatives of the teacher is read all the same."""
+    choices = {3: [("Real", 0.98), ("π", 0.018)], 40: [("ℝ", 0.5)]}
+    assert unpack_scores(pack_scores(TokenScores(["a"], [0.5, -math.inf], choices))) == ([0.5, -math.inf], choices)
+    assert unpack_scores(msgspec.msgpack.encode([0.5, 0.0])) == ([0.5, 0.0], {})

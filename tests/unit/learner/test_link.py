@@ -17,7 +17,9 @@ from tests.fakes.tiny_policy import tiny_config
 
 def test_replies_survive_the_wire() -> None:
     """A report comes back equal, metrics and deltas included."""
-    report = StepReport(step=3, metrics={"loss": 0.25}, token_deltas={"a": [0.0, -1.5]})
+    report = StepReport(
+        step=3, metrics={"loss": 0.25}, token_deltas={"a": [0.0, -1.5]}, teacher_choices={"a": {1: [(7, 0.98)]}}
+    )
     frame = encode(Stepped(id=7, report=report))
     assert HEADER.unpack(frame[: HEADER.size])[0] == len(frame) - HEADER.size
     reply = decode_reply(frame[HEADER.size :])
@@ -56,6 +58,7 @@ def test_a_rank_learns_what_to_set_before_torch(monkeypatch: pytest.MonkeyPatch)
     assert "GLOO_SOCKET_IFNAME" not in settings(tiny_config(learner={"ranks": 2}), on_one_machine=False)
     on_gpu = settings(tiny_config(learner={"ranks": 2, "gpus": [6, 7]}), on_one_machine=True)
     assert "DS_ACCELERATOR" not in on_gpu
+    assert (on_gpu["CUDA_DEVICE_ORDER"], "CUDA_DEVICE_ORDER" in on_cpu) == ("PCI_BUS_ID", False)
 
 
 def test_the_controllers_side_loads_without_torch() -> None:

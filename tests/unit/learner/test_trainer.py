@@ -15,6 +15,7 @@ from fd_async.algorithms.distillation import Loss
 from fd_async.errors import AlignmentError, NonFiniteLoss
 from fd_async.learner.feedback_distillation import FeedbackDistillation
 from fd_async.learner.grpo import Grpo
+from fd_async.learner.token_scores import NUM_CHOICES, NUM_PLACES
 from fd_async.learner.trainer import Trainer, learning_rate
 from fd_async.types import StepReport, TrainingSample
 from tests.fakes.plain_engine import PlainEngine, shadow_of
@@ -186,6 +187,24 @@ def test_token_deltas_align_with_the_completion() -> None:
     assert deltas.keys() == expected.keys()
     for name, values in expected.items():
         assert deltas[name] == pytest.approx(values, abs=1e-4)
+
+
+def test_the_teachers_own_choices_stand_beside_the_tokens_on_which_the_two_differ_most() -> None:
+    """Its likeliest tokens and their probabilities, in the place of the completion; for the scored attempts alone."""
+    bench, samples = Bench(), tiny_samples(4)
+    report = bench.step(samples)
+    assert report.teacher_choices.keys() == report.token_deltas.keys() == {s.rollout_id for s in samples[:2]}
+    for sample in samples[:2]:
+        ids = torch.tensor([sample.teacher_prompt_ids + sample.completion_ids])
+        with torch.no_grad():
+            p_LV = bench.teacher_policy.lm(input_ids=ids).logits[0].softmax(-1)
+        deltas, choices = report.token_deltas[sample.rollout_id], report.teacher_choices[sample.rollout_id]
+        sampled = [place for place, counts in enumerate(sample.sampled_mask) if counts]
+        assert set(choices) == set(sorted(sampled, key=lambda place: -abs(deltas[place]))[:NUM_PLACES])
+        for place, found in choices.items():
+            expected = p_LV[len(sample.teacher_prompt_ids) + place - 1].topk(NUM_CHOICES)
+            assert [token for token, _ in found] == expected.indices.tolist()
+            assert [share for _, share in found] == pytest.approx(expected.values.tolist(), abs=1e-5)
 
 
 def test_feedback_gain_is_zero_without_feedback_and_positive_with_it() -> None:

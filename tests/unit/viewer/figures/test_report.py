@@ -239,6 +239,7 @@ def test_figure_1_of_an_attempt_shows_its_tokens_feedback_and_probabilities(
     titles = [str(attributes["title"]) for tag, attributes in page.tags if tag == "span" and "title" in attributes]
     assert any(title.startswith("+") for title in titles)
     assert "student" in page.text
+    assert "Real 98.1%" in " ".join(page.text.split())  # what the teacher would write
     assert "the ledger of" in answer(capsys, str(run), "--attempt", "../../x")[1]
     assert answer(capsys, str(run), "--attempt", "train-0000001-00")[0] == 0
     assert "tokens have no colour" in Page(run / "figures" / "attempt_train-0000001-00.html").text
