@@ -60,6 +60,8 @@ def settings(config: RunConfig, *, on_one_machine: bool) -> dict[str, str]:
         chosen |= {"DS_ACCELERATOR": "cpu", "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
         if on_one_machine and sys.platform == "linux":
             chosen["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", "lo")
+    else:
+        chosen["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # learner.gpus counts as nvidia-smi does
     if config.learner.cpu_threads:
         chosen["OMP_NUM_THREADS"] = str(config.learner.cpu_threads)
     return chosen

@@ -28,6 +28,9 @@ def engine_environment(model_path: str, config: Policy, logging_file: Path) -> d
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_DO_NOT_TRACK": "1",
         "VLLM_HOST_IP": "127.0.0.1",
+        # Its own choice on GPUs is a fork: of a process with threads, their locks and open sockets, and with vLLM
+        # imported already, so that nothing would read the logging configuration and follow the rules of `child`.
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         "TOKENIZERS_PARALLELISM": "false",
         "TMPDIR": str(scratch),
     }
@@ -36,7 +39,11 @@ def engine_environment(model_path: str, config: Policy, logging_file: Path) -> d
     if Path(model_path).is_dir():
         variables |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     if config.gpus:
-        return variables | {"CUDA_VISIBLE_DEVICES": ",".join(map(str, config.gpus))}
+        # Numbers as nvidia-smi counts; CUDA's own order begins with the fastest.
+        return variables | {
+            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+            "CUDA_VISIBLE_DEVICES": ",".join(map(str, config.gpus)),
+        }
     variables["VLLM_TARGET_DEVICE"] = "cpu"
     if config.cpu_threads:
         # The learner shares the cores: bound threads cannot move away from it, and threads that spin while they wait

@@ -148,6 +148,8 @@ def engine_arguments(model_path: str, config: Policy, *, dtype: str, seed: int, 
         arguments["max_num_batched_tokens"] = config.max_num_batched_tokens
     if config.gpus:
         arguments["gpu_memory_utilization"] = config.gpu_memory_utilization
+        # On Hopper vLLM would take FlashInfer's kernel for gated delta layers, whatever it finds to compile it with.
+        arguments["gdn_prefill_backend"] = "triton"
     else:
         arguments["kv_cache_memory_bytes"] = int(config.kv_cache_gib * 2**30)
         if takes_seeds(config):

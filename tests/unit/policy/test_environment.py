@@ -37,8 +37,23 @@ def test_a_gpu_engine_sees_its_gpus_only(tmp_path: Path) -> None:
     """`gpus` decides between the CPU build and CUDA; an id of the hub may be downloaded."""
     variables = engine_environment("Qwen/Qwen3-8B", Policy(gpus=[0, 3]), tmp_path / "logging.json")
     assert variables["CUDA_VISIBLE_DEVICES"] == "0,3"
+    assert variables["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID", "the order of nvidia-smi, which fd-check compares with"
     assert "VLLM_TARGET_DEVICE" not in variables
     assert "HF_HUB_OFFLINE" not in variables
+
+
+def test_vllms_processes_are_never_forks(tmp_path: Path) -> None:
+    """A fork would not read the logging configuration, nor end with the controller; vLLM would fork on GPUs."""
+    for policy in (Policy(), Policy(gpus=[0])):
+        assert engine_environment("m", policy, tmp_path / "logging.json")["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn"
+
+
+def test_a_gpu_engine_compiles_nothing_with_nvcc() -> None:
+    """FlashInfer's kernel for gated delta layers, vLLM's choice on Hopper, hung there and may ask for nvcc."""
+    arguments = [
+        engine_arguments("m", policy, dtype="bfloat16", seed=0, frozen=False) for policy in (Policy(gpus=[0]), Policy())
+    ]
+    assert [one.get("gdn_prefill_backend") for one in arguments] == ["triton", None]
 
 
 def test_a_frozen_engine_takes_no_weights() -> None:
