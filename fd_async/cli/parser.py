@@ -15,6 +15,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_config(parser: Parser, required: bool) -> None:
+    """Add `--config` and `--set`."""
     parser.add_argument(
         "--config",
         action="append",
@@ -34,6 +35,7 @@ def add_config(parser: Parser, required: bool) -> None:
 
 
 def step(text: str) -> int:
+    """Read a whole number of an option, 0 or more."""
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of steps")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
     return int(text)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from fd_async.config.schema import RunConfig
 from fd_async.errors import LearnerError, NonFiniteLoss
 from fd_async.learner.batching import Rows
+from fd_async.learner.memory_plan import effective_zero_stage
 from fd_async.learner.model import Objective, Policy
 from fd_async.learner.shadow import Shadow
 from fd_async.learner.shards import Fragment, find_shards, fragments
@@ -34,11 +35,6 @@ def init_distributed(backend: str, timeout_s: float) -> None:
     # The CPU accelerator would compile a shared-memory kernel with g++ that only inference uses.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(backend, timeout=timedelta(seconds=timeout_s), verbose=False)
-
-
-def effective_zero_stage(config: RunConfig) -> int:
-    """Stage 0 has no float32 master weights in bfloat16, so bfloat16 runs at stage 1 or higher."""
-    return max(config.learner.zero_stage, 1) if config.model.dtype == "bfloat16" else config.learner.zero_stage
 
 
 class Engine:

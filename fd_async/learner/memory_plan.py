@@ -73,8 +73,8 @@ def plan_of(config: RunConfig, shape: Shape) -> Plan:
     return Plan([part for part in (*_kept(config, shape), *_for_a_moment(config, shape)) if part.device or part.host])
 
 
-def _stage(config: RunConfig) -> int:
-    """bfloat16 runs at stage 1 or higher, as in `engine.effective_zero_stage`."""
+def effective_zero_stage(config: RunConfig) -> int:
+    """Stage 0 has no float32 master weights in bfloat16, so bfloat16 runs at stage 1 or higher."""
     return max(config.learner.zero_stage, 1) if config.model.dtype == "bfloat16" else config.learner.zero_stage
 
 
@@ -88,7 +88,7 @@ def _kept(config: RunConfig, shape: Shape) -> Iterator[Part]:
     Gradients are summed in float32, whole at stage 0 and 1. Master, moments and teacher are split from stage 1 on
     (ZeRO, Rajbhandari et al. 2020, section 5), gradients from 2, weights at 3. Stage 0 updates the weights themselves.
     """
-    stage, ranks, num, width = _stage(config), config.learner.ranks, shape.num_params, _width(config)
+    stage, ranks, num, width = effective_zero_stage(config), config.learner.ranks, shape.num_params, _width(config)
     algorithm, is_gpu = config.algorithm, bool(config.learner.gpus)
     share = -(-num // ranks)
     optimizer_off = config.learner.offload != "none" and stage > 0
@@ -122,7 +122,7 @@ def _target_bytes(config: RunConfig) -> int:
 
 
 def _for_a_moment(config: RunConfig, shape: Shape) -> Iterator[Part]:
-    stage, width, tokens = _stage(config), _width(config), config.learner.micro_batch_tokens
+    stage, width, tokens = effective_zero_stage(config), _width(config), config.learner.micro_batch_tokens
     share, work = -(-shape.num_params // config.learner.ranks), "forward and backward"
     bucket = min(shape.num_params, _BUCKET)
     yield Part("activations", activation_bytes(config, shape), moment=work)
@@ -175,12 +175,16 @@ def _alternatives(config: RunConfig, shape: Shape, available: int) -> Iterator[t
     def changed(**keys: object) -> RunConfig:
         return replace(config, learner=replace(learner, **keys))
 
-    for stage in range(_stage(config) + 1, 4):
+    for stage in range(effective_zero_stage(config) + 1, 4):
         yield f"learner.zero_stage = {stage}", changed(zero_stage=stage)
     if not learner.activation_checkpointing:
         yield "learner.activation_checkpointing = true", changed(activation_checkpointing=True)
     for offload in ("optimizer", "optimizer_and_parameters"):
-        if learner.gpus and offload != learner.offload and _stage(config) >= (1 if offload == "optimizer" else 3):
+        if (
+            learner.gpus
+            and offload != learner.offload
+            and effective_zero_stage(config) >= (1 if offload == "optimizer" else 3)
+        ):
             yield f'learner.offload = "{offload}"', changed(offload=offload)
     tokens = _fewer_tokens(config, shape, available)
     if tokens < learner.micro_batch_tokens:

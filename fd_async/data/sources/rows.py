@@ -129,6 +129,7 @@ def _twice(earlier: str, where: str) -> str:
 
 
 def shown(text: str) -> str:
+    """Quote a text for a line, cut where it is long."""
     return repr(text if len(text) <= 80 else f"{text[:80]}...")
 
 
