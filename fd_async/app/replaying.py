@@ -12,6 +12,7 @@ import anyio.to_thread
 import msgspec
 
 from fd_async.app.opening import load_renderer
+from fd_async.app.resuming import start_of
 from fd_async.app.running import PROBE_TOKENS
 from fd_async.config.load import dump_toml
 from fd_async.config.schema import RunConfig
@@ -19,7 +20,6 @@ from fd_async.data.ledger import open_ledger
 from fd_async.data.ledger.recorded import read_events
 from fd_async.data.sources import read_train
 from fd_async.data.statements import StatementOrder
-from fd_async.learner.checkpoints import resolve_init_from
 from fd_async.learner.client import start_learner
 from fd_async.pipeline.replay import (
     Comparison,
@@ -84,7 +84,7 @@ async def _train_again(
 ) -> set[str]:
     """Open what a replay needs, train the recorded batches, and return the learner's columns."""
     if config.model.init_from:
-        folder = str(resolve_init_from(config.model.init_from))
+        folder = str(start_of(config, recorded.run_dir))
         config = msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, init_from=folder))
     train = await anyio.to_thread.run_sync(read_train, config, abandon_on_cancel=True)
     renderer = await anyio.to_thread.run_sync(load_renderer, config)

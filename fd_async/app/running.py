@@ -7,20 +7,20 @@ import os
 import sys
 import tomllib
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import anyio
 import anyio.to_thread
-import msgspec
 
+from fd_async.app import resuming
 from fd_async.app.opening import load_renderer, open_lasting
 from fd_async.config.load import dump_toml
 from fd_async.config.schema import RunConfig
 from fd_async.data.ledger.files import only_writer
 from fd_async.data.sources import Selection, read_selection
 from fd_async.errors import CheckpointError, ConfigError, FdError, first_cause
-from fd_async.learner.checkpoints import find_checkpoint, is_start, list_folders, read_manifest, resolve_init_from
+from fd_async.learner.checkpoints import find_checkpoint, list_folders, read_manifest
 from fd_async.learner.client import Learner, check_learner, start_learner
 from fd_async.pipeline.lives import Lives
 from fd_async.pipeline.observing import open_observers
@@ -28,6 +28,7 @@ from fd_async.pipeline.signals import Stop
 from fd_async.pipeline.stopping import beside
 from fd_async.pipeline.watchdog import Watchdog
 from fd_async.policy.engine import Engine
+from fd_async.rendering import Renderer
 from fd_async.telemetry.garbage import calm_collector
 from fd_async.telemetry.logs import setup_logging
 from fd_async.telemetry.progress import Progress, is_live, make_progress
@@ -93,17 +94,23 @@ async def _run(config: RunConfig, run_dir: Path, resume: int | bool | None, engi
             f"run.max_steps = {config.run.max_steps} lies before step {step} of {checkpoint}: raise it, "
             f"or go back with --resume STEP"
         )
+    past = await anyio.to_thread.run_sync(resuming.read_past, run_dir, checkpoint) if resumes else resuming.Past()
+    resuming.refuse_changed_keys(config, past)
     data = await anyio.to_thread.run_sync(read_selection, config, abandon_on_cancel=True)  # bad data leave no folder
-    notes += data.lines
-    if config.model.init_from:
-        config = _with_start(config, run_dir / "config.toml" if resumes else None)
+    config, moved = await anyio.to_thread.run_sync(resuming.keep_start, config, run_dir, past, checkpoint)
+    notes += [*data.lines, *moved]
     for folder in ("logs", "checkpoints"):
         (run_dir / folder).mkdir(parents=True, exist_ok=True)
     with only_writer(run_dir / "ledger.db"):  # or the configuration of a run that goes on would be written over
         pass
+    renderer = await anyio.to_thread.run_sync(load_renderer, config)
+    identity = await anyio.to_thread.run_sync(resuming.recognise, config, data.train, renderer)
+    resuming.refuse_other_contents(config, past, identity)
+    await anyio.to_thread.run_sync(check_learner, config, checkpoint)
     setup_logging(run_dir, config.telemetry.log_level, live=is_live(config.telemetry.console))
     text = dump_toml(config)
     changes = await anyio.to_thread.run_sync(_keep_config, run_dir / "config.toml", text)
+    await anyio.to_thread.run_sync(resuming.write_identity, run_dir, past, identity)
     if changes and resumes:
         notes.append(f"changed since the run was started: {', '.join(changes)}")
     config_hash = hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -114,7 +121,7 @@ async def _run(config: RunConfig, run_dir: Path, resume: int | bool | None, engi
             progress.message(note)
         async with AsyncExitStack() as stack:
             lives = await _open_lives(
-                stack, config, run_dir, data, checkpoint, config_hash, stop, progress, engine, resumes
+                stack, config, run_dir, data, renderer, checkpoint, config_hash, stop, progress, engine, resumes
             )
             stack.enter_context(calm_collector())
             try:
@@ -134,6 +141,7 @@ async def _open_lives(
     config: RunConfig,
     run_dir: Path,
     data: Selection,
+    renderer: Renderer,
     checkpoint: Path | None,
     config_hash: str,
     stop: Stop,
@@ -142,9 +150,7 @@ async def _open_lives(
     resumes: bool,
 ) -> Lives:
     """Open what outlives a learner, and say how learners start."""
-    await anyio.to_thread.run_sync(check_learner, config, checkpoint)
     environment = dict(os.environ)  # while vLLM starts, that of this process is not fit for a learner
-    renderer = await anyio.to_thread.run_sync(load_renderer, config)
     step = read_manifest(checkpoint).step if checkpoint else 0
     observers = await stack.enter_async_context(open_observers(config, run_dir, step=step))
     progress.message(f"starting {'vLLM and ' if engine is None else ''}the learner (minutes for a large model)")
@@ -207,23 +213,7 @@ def _keep_config(path: Path, text: str) -> list[str]:
     if old != text:
         replace_file(path.with_name("config.before.toml"), old.encode())
     replace_file(path, text.encode())
-    before, now = (
-        {(table, key): value for table, keys in tomllib.loads(toml).items() for key, value in keys.items()}
-        for toml in (old, text)
-    )
-    return sorted(".".join(key) for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-
-
-def _with_start(config: RunConfig, earlier: Path | None) -> RunConfig:
-    """Replace `model.init_from` by the checkpoint folder it names, so that config.toml says which one it was.
-
-    Args:
-        config: of the run.
-        earlier: a resumed run's config.toml, whose checkpoint stays: the run named may have newer ones by now.
-    """
-    start = config.model.init_from
-    recorded = ""
-    if earlier is not None and earlier.is_file():
-        recorded = tomllib.loads(earlier.read_text(encoding="utf-8")).get("model", {}).get("init_from", "")
-    chosen = resolve_init_from(recorded if recorded and is_start(start, recorded) else start)
-    return msgspec.structs.replace(config, model=msgspec.structs.replace(config.model, init_from=str(chosen)))
+    with suppress(ValueError):  # a file that was changed by hand, of a run that had not begun
+        before, now = (resuming.flat(tomllib.loads(toml)) for toml in (old, text))
+        return sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    return []

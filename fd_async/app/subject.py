@@ -8,17 +8,12 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from fd_async.app.resuming import start_of
 from fd_async.config.places import evaluated, suite_name
 from fd_async.config.schema import RunConfig
 from fd_async.data.ledger import is_empty
 from fd_async.errors import CheckpointError, ConfigError
-from fd_async.learner.checkpoints import (
-    checkpoint_name,
-    find_checkpoint,
-    model_folder,
-    read_manifest,
-    resolve_init_from,
-)
+from fd_async.learner.checkpoints import checkpoint_name, find_checkpoint, model_folder, read_manifest
 
 OWN_FILE = "evaluation.json"
 """What the attempts of an evaluation depend on; marks its folder."""
@@ -46,8 +41,8 @@ def find_subject(config: RunConfig, source: Path | None, step: int | None) -> Su
     """
     if source is not None and (source / "checkpoints").is_dir():
         if step == 0:
-            start = config.model.init_from
-            return Subject(str(model_folder(resolve_init_from(start))) if start else config.model.path, 0, source)
+            start = str(model_folder(start_of(config, source))) if config.model.init_from else config.model.path
+            return Subject(start, 0, source)
         return _of_checkpoint(find_checkpoint(source / "checkpoints", step))
     if step is not None:
         raise ConfigError(f"--step {step}: name a run folder with it, which has checkpoints/, or leave it out")

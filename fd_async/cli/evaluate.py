@@ -20,6 +20,8 @@ from fd_async.errors import ConfigError
 if TYPE_CHECKING:
     from fd_async.app import Evaluated
 
+_UNREAD = ("model.init_from",)
+"""Read for step 0 alone, and it may have moved: `app.subject` finds it."""
 HELP = "Measure pass@k of a model on held-out statements; the same call again continues."
 
 
@@ -107,9 +109,10 @@ def _config(arguments: argparse.Namespace, source: Path | None) -> RunConfig:
         options["eval.k"] = ("--k", numbers)
     sets = [*arguments.set, *(["rollout.tools=false"] if arguments.no_tools else [])]
     if numbers and arguments.samples is None:
-        given = load_config(files[0], files[1:], sets, options=options | {"eval.k": ("--k", [1])}).eval.samples
+        asked = options | {"eval.k": ("--k", [1])}
+        given = load_config(files[0], files[1:], sets, options=asked, may_be_gone=_UNREAD).eval.samples
         options["eval.samples"] = ("--k", max(given, *numbers))
-    config = load_config(files[0], files[1:], sets, options=options)
+    config = load_config(files[0], files[1:], sets, options=options, may_be_gone=_UNREAD)
     if arguments.suite and config.data.source:  # its test part is a suite of its own, which was not asked for
         data = msgspec.structs.replace(config.data, source="", train=config.data.train or f"{config.data.source}#train")
         config = msgspec.structs.replace(config, data=data)

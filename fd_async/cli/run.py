@@ -14,6 +14,10 @@ from fd_async.config.load import dump_toml, load_config
 from fd_async.errors import ConfigError
 
 HELP = "Train a prover as a configuration says."
+Options = dict[str, tuple[str, Any]]
+"""As `load_config` takes them."""
+_START = "model.init_from"
+"""A run that has begun may need it no more, or find it elsewhere: `app.resuming` says which."""
 
 
 def add_arguments(parser: Parser) -> None:
@@ -40,12 +44,11 @@ def execute(arguments: argparse.Namespace, log: ErrorLog) -> int:
     """Train; refuse to mix with an earlier run of the same name."""
     if arguments.replay is not None:
         return _replay(arguments, log)
-    options: dict[str, tuple[str, Any]] = {}
-    if arguments.run is not None:
-        options["run.name"] = ("--run", arguments.run)
+    main, overlays, options = _files(arguments)
     if arguments.max_steps is not None:
         options["run.max_steps"] = ("--max-steps", arguments.max_steps)
-    config = load_config(*_files(arguments), arguments.set, options=options)
+    known = () if arguments.resume is None else (_START,)
+    config = load_config(main, overlays, arguments.set, options=options, may_be_gone=known)
     run_dir = Path(config.run.dir) / config.run.name
     if arguments.dry_run:
         print(dump_toml(config) + "\n" + "".join(f"# {line}\n" for line in plan(config, run_dir)), end="")
@@ -67,8 +70,8 @@ def _replay(arguments: argparse.Namespace, log: ErrorLog) -> int:
     if arguments.config or arguments.set or arguments.dry_run or any(value is not None for value in more):
         raise ConfigError("--replay repeats a run as it was: leave out all but --run NAME")
     recorded = run_folder(arguments.replay)
-    name = arguments.run or f"{recorded.resolve().name}-replay"
-    config = load_config(recorded / "config.toml", [], [], options={"run.name": ("--run", name)})
+    options = {"run.name": ("--run", arguments.run or f"{recorded.resolve().name}-replay")}
+    config = load_config(recorded / "config.toml", options=options, may_be_gone=(_START,))
     run_dir = Path(config.run.dir) / config.run.name
     if run_dir.exists() and any((run_dir / entry).exists() for entry in STARTED):
         raise ConfigError(f"{run_dir} holds a run already: name the replay with --run, or delete it")
@@ -92,15 +95,24 @@ def _report(run_dir: Path, log: ErrorLog) -> None:
         )
 
 
-def _files(arguments: argparse.Namespace) -> tuple[Path, list[Path]]:
-    """Return the main file and the overlays; a resumed run brings its own."""
+def _files(arguments: argparse.Namespace) -> tuple[Path, list[Path], Options]:
+    """Return the main file, the overlays and what `--run` says; a resumed run brings its own file and is where it is.
+
+    Its file may say where it was before it was moved, or what its folder is called in a container.
+    """
     if arguments.config:
-        return arguments.config[0], arguments.config[1:]
+        named: Options = {} if arguments.run is None else {"run.name": ("--run", arguments.run)}
+        return arguments.config[0], arguments.config[1:], named
     if arguments.resume is None:
         raise ConfigError("--config FILE is missing, e.g. --config configs/tiny_fd.toml")
     if arguments.run is None:
         raise ConfigError("--resume alone names no run: add --config FILE or --run NAME")
-    return run_folder(arguments.run) / "config.toml", []
+    found = run_folder(arguments.run)
+    folder = found if found.name not in ("", "..") else found.resolve()
+    place: Options = {"run.dir": ("--run", str(folder.parent)), "run.name": ("--run", folder.name)}
+    for key in [text.partition("=")[0].strip() for text in arguments.set]:
+        place.pop(key, None)
+    return folder / "config.toml", [], place
 
 
 def _refuse_mixing(run_dir: Path, resume: int | bool | None) -> None:

@@ -11,7 +11,7 @@ import difflib
 import json
 import math
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ def load_config(
     *,
     options: Mapping[str, tuple[str, Any]] | None = None,
     check_files: bool = True,
+    may_be_gone: Collection[str] = (),
 ) -> RunConfig:
     """Read, merge and check the whole configuration.
 
@@ -49,6 +50,7 @@ def load_config(
         sets: `table.key=value`, the value in TOML or, where that fails, plain text.
         options: Values from command-line options: key to (option, value), e.g. `{"run.name": ("--run", "a")}`.
         check_files: Demand that the local files and folders it names exist.
+        may_be_gone: Keys whose file or folder need not exist all the same.
 
     Raises:
         ConfigError: One line per problem.
@@ -68,7 +70,7 @@ def load_config(
     found = checks.check(config)
     if check_files:
         config, missing = files.resolve(config)
-        found += missing
+        found += [problem for problem in missing if not set(problem.keys) & set(may_be_gone)]
     problems += [_line(problem, values, path) for problem in found if not bad & set(problem.keys)]
     if problems:
         raise ConfigError("\n".join(problems))

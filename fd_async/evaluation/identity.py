@@ -48,7 +48,7 @@ def identity(
     config: RunConfig, *, model_hash: str, renderer: Renderer, suites: Mapping[str, Sequence[Statement]]
 ) -> Identity:
     """Collect it; hashes the statements, so call it in a thread."""
-    found: Identity = {"model": f"sha256 {model_hash}", "template": f"sha256 {_template_hash(renderer)}"}
+    found: Identity = {"model": f"sha256 {model_hash}", "template": f"sha256 {template_hash(renderer)}"}
     for suite, statements in suites.items():
         found[f"statements of {suite}"] = f"sha256 {statements_hash(statements)}"
         found[f"order of {suite}"] = _hash_of(statement.name for statement in statements)
@@ -83,7 +83,7 @@ def _shown(identity: Identity, key: str) -> str:
     return f"{text[:19]}..." if text.startswith("sha256 ") else repr(identity[key])[:80]
 
 
-def _template_hash(renderer: Renderer) -> str:
+def template_hash(renderer: Renderer) -> str:
     """Hash what the template makes of a prompt and of a tool's answer, ids and stop tokens."""
     seen = [
         renderer.student_prompt(_PROBE),

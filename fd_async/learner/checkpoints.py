@@ -11,6 +11,7 @@ its files is damaged. The pipeline writes manifests; the ranks write the two fol
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -44,7 +45,10 @@ class LearnerState(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str
     algorithm: str
     origin: str = ""
-    """Checkpoint that the run started from (absolute); empty for `model.path`. GRPO's reference on every resume."""
+    """Checkpoint that the run started from, where it lay then (absolute); empty for `model.path`. GRPO's reference on
+    every resume, see `find_again`."""
+    origin_id: str = ""
+    """Its `checkpoint_id`; empty in checkpoints of earlier versions."""
     objective: dict[str, float] = {}
     """Running numbers of the objective, such as the mean that gates the teacher."""
 
@@ -137,11 +141,11 @@ def find_checkpoint(root: Path, step: int | None = None) -> Path:
     return found[max(found)]
 
 
-def resolve_init_from(text: str, *, key: str = "model.init_from") -> Path:
+def resolve_init_from(text: str) -> Path:
     """Return the checkpoint that a run folder (its newest) or a checkpoint folder stands for, as an absolute path.
 
     Raises:
-        CheckpointError: nothing there, or it is damaged; names `key`.
+        CheckpointError: nothing there, or it is damaged.
     """
     path = Path(text).absolute()
     if (path / "manifest.json").is_file():
@@ -150,8 +154,56 @@ def resolve_init_from(text: str, *, key: str = "model.init_from") -> Path:
     if (path / "checkpoints").is_dir():
         return find_checkpoint(path / "checkpoints")
     raise CheckpointError(
-        f"{key} = {text!r}: neither a run folder with checkpoints/ nor a complete checkpoint folder; "
+        f"model.init_from = {text!r}: neither a run folder with checkpoints/ nor a complete checkpoint folder; "
         "run the configuration that makes it first"
+    )
+
+
+def checkpoint_id(folder: Path) -> str:
+    """Return what tells a checkpoint from all others, wherever it lies; empty where there is none.
+
+    A hash of its manifest, which has the time at which it was written.
+    """
+    try:
+        return hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()[:16]
+    except OSError:
+        return ""
+
+
+def find_again(origin: str, identity: str, *, run_dir: Path, named: str = "") -> Path:
+    """Return where the checkpoint lies now that a run began with: the folder of all runs may have moved.
+
+    It is looked for where it was, where `model.init_from` says, and beside the run under the names that it had.
+
+    Args:
+        origin: its folder when the run began.
+        identity: its `checkpoint_id`; its names decide where nobody noted it.
+        run_dir: of the run that began with it.
+        named: `model.init_from` of today, a checkpoint or a run.
+
+    Raises:
+        CheckpointError: it is in none of these places.
+    """
+    names, said = Path(origin).parts[-3:], Path(named or origin)
+    if (said / "checkpoints").is_dir():
+        said = said / "checkpoints" / names[-1]
+    found: list[str] = []
+    beside = run_dir.absolute().parent.joinpath(*names)
+    for place in dict.fromkeys((Path(origin), said.absolute(), beside)):
+        if not (place / "manifest.json").is_file():
+            found.append(f"there is none at {place}")
+            continue
+        try:
+            read_manifest(place)
+        except CheckpointError as error:
+            found.append(str(error))
+            continue
+        if checkpoint_id(place) == identity if identity else place.parts[-3:] == names:
+            return place
+        found.append(f"the one at {place} is not it")
+    raise CheckpointError(
+        f"model.init_from: {run_dir} began with the checkpoint {origin} and needs it again: {'; '.join(found)}. Put it "
+        "back, say where it lies now with --set model.init_from=FOLDER, or start a new run with --run NAME"
     )
 
 

@@ -18,7 +18,7 @@ import torch
 
 from fd_async.errors import LearnerError
 from fd_async.learner import audit, saving, staging
-from fd_async.learner.checkpoints import LearnerState, model_folder
+from fd_async.learner.checkpoints import LearnerState, checkpoint_id, model_folder
 from fd_async.learner.engine import Engine, effective_zero_stage, init_distributed
 from fd_async.learner.feedback_distillation import FeedbackDistillation
 from fd_async.learner.grpo import Grpo
@@ -80,6 +80,7 @@ class Rank:
             dtype=config.model.dtype,
             algorithm=config.algorithm.type,
             origin=start.init_from,
+            origin_id=checkpoint_id(Path(start.init_from)) if start.init_from else "",
         )
         check_memory(config, policy.lm.config.to_dict(), self._engine.shapes, device)  # type: ignore[operator,union-attr]
         audit.run(config, self._engine, self._objective.shadow)

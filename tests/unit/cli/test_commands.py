@@ -136,6 +136,25 @@ def test_a_run_resumes_by_its_name_alone(step: int, config: Path, app: Callable[
     assert seen[1:] == [folder, step]
 
 
+def test_a_run_that_was_moved_resumes_where_it_lies(config: Path, app: Callable[..., None]) -> None:
+    """Its file says what the folders were called in a container; where it starts from is looked for later."""
+    seen: list[object] = []
+    app(run=lambda *given: seen.extend(given) or 0)
+    folder = Path("kept/mine")
+    (folder / "checkpoints").mkdir(parents=True)
+    moved = '[run]\ndir = "/app/runs"\nname = "grpo"\n'
+    text = config.read_text().replace("[model]\n", '[model]\ninit_from = "/app/runs/fd/checkpoints/step_000020"\n')
+    (folder / "config.toml").write_text(text + moved)
+    assert main(["run", "--run", "kept/mine", "--resume"]) == 0
+    resolved, run_dir, _ = seen
+    assert (run_dir, resolved.run.dir, resolved.run.name) == (folder, "kept", "mine")
+    assert resolved.model.init_from == "/app/runs/fd/checkpoints/step_000020"
+    Path("other/mine/checkpoints").mkdir(parents=True)
+    assert main(["run", "--run", "kept/mine", "--resume", "--set", "run.dir=other"]) == 0
+    assert seen[4] == Path("other/mine"), "what is said by --set is the last word"
+    assert main(["run", "--config", str(folder / "config.toml")]) == 2, "a fresh start needs it there"
+
+
 @pytest.mark.parametrize(
     "error",
     [EngineDied("vLLM is gone"), FeedbackBudgetExceeded("spent"), StallDetected("stalled"), LearnerError("nan")],
@@ -185,6 +204,7 @@ def test_a_signal_before_the_loop_runs_is_130(number: signal.Signals, config: Pa
 
     app(run=run)
     try:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
         assert main(["run", "--config", str(config)]) == 130
     finally:
         for each, handler in before.items():
