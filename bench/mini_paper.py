@@ -50,8 +50,8 @@ from fd_async.errors import ConfigError, FdError, first_cause
 MAX_SEEDS = 10
 
 
-async def run(out: Path, sizes: Sizes, seeds: list[int], *, only_page: bool) -> None:
-    """Run what is missing in `out`, judge the claims, write the page and print the result."""
+async def run(out: Path, sizes: Sizes, seeds: list[int], *, only_page: bool, to: Path | None = None) -> None:
+    """Run what is missing in `out`, judge the claims, write the page into `to` or `out`, and print the result."""
     started = time.monotonic()
     say(plan_text(sizes, len(seeds)))
     if not only_page:
@@ -60,8 +60,9 @@ async def run(out: Path, sizes: Sizes, seeds: list[int], *, only_page: bool) -> 
     runs, scalings = await anyio.to_thread.run_sync(collect, out, sizes, seeds)
     found = claims(runs, scalings, read_answers(out), sizes.ema_steps)
     minutes = round((time.monotonic() - started) / 60, 1)
-    about = f"Tiny world, seeds {', '.join(map(str, seeds))}; {sum(map(len, runs.values()))} finished runs."
-    page = await anyio.to_thread.run_sync(write_page, out, sizes, found, runs, scalings, about)
+    planned, finished = len(seeds) * len(conditions(sizes)), sum(map(len, runs.values()))
+    about = f"The tiny world, seeds {', '.join(map(str, seeds))}: {finished} of {planned} planned runs are finished."
+    page = await anyio.to_thread.run_sync(write_page, out, sizes, found, runs, scalings, about, to)
     say(f"wrote {page}")
     emit({"claims": found, "seeds": seeds, "minutes": minutes, "seconds_of_runs": seconds_of_runs(out)})
 
@@ -132,6 +133,7 @@ def main() -> int:
     options.add_argument("--out", type=Path, help="runs and page (default runs/mini_paper; --quick: a temporary one)")
     options.add_argument("--seeds", type=int, help="number of seeds (default 3, with --quick 1)")
     options.add_argument("--only-page", action="store_true", help="run nothing, judge what is finished")
+    options.add_argument("--to", type=Path, help="folder of the page and its figures (default: that of --out)")
     given = options.parse_args()
     count = (1 if given.quick else 3) if given.seeds is None else given.seeds
     if not 1 <= count <= MAX_SEEDS:
@@ -140,17 +142,18 @@ def main() -> int:
     sys.setswitchinterval(0.0005)  # as `fd-run` does: hand-overs between threads must not hold up the event loop
     with tempfile.TemporaryDirectory(prefix="fd-mini-") as folder:
         out = given.out or (Path(folder) if given.quick else Path("runs/mini_paper"))
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            options.error(f"--out {out}: {error.strerror}; name another folder")
-        return guarded(out, sizes, seeds, only_page=given.only_page)
+        for name, place in (("--out", out), ("--to", given.to or out)):
+            try:
+                place.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                options.error(f"{name} {place}: {error.strerror}; name another folder")
+        return guarded(out, sizes, seeds, only_page=given.only_page, to=given.to)
 
 
-def guarded(out: Path, sizes: Sizes, seeds: list[int], *, only_page: bool) -> int:
+def guarded(out: Path, sizes: Sizes, seeds: list[int], *, only_page: bool, to: Path | None) -> int:
     """Run, with one line for what went wrong; return the exit code."""
     try:
-        anyio.run(lambda: run(out, sizes, seeds, only_page=only_page), backend_options={"use_uvloop": True})
+        anyio.run(lambda: run(out, sizes, seeds, only_page=only_page, to=to), backend_options={"use_uvloop": True})
     except Exception as error:
         cause = first_cause(error)
         if not isinstance(cause, FdError):

@@ -6,5 +6,7 @@ asking      what the tiny model answers when it is asked for feedback itself
 curves      rows of metrics to figures
 comparing   a difference over seeds, and whether it counts
 claims      the paper's claims, each with a criterion in code
-page        index.html and the figures
+figures     which curves stand in which figure, and how each condition looks
+table       the claims as rows: for the page, and as Markdown
+page        index.html
 """

@@ -105,7 +105,7 @@ def run_dir(out: Path, condition: str, seed: int) -> Path:
 def conditions(sizes: Sizes) -> list[Condition]:
     """Return what is run for every seed, in order: a second stage comes after its first."""
     every = [
-        _distil(sizes, "fd", "FD, tutor", sizes.fd_steps, keep=True),
+        _distil(sizes, "fd", "FD, tutor, EMA 0.9, anchor", sizes.fd_steps, keep=True),
         _grpo(sizes, "grpo", "GRPO", sizes.grpo_steps, keep=True),
         _distil(sizes, "ground_truth", "FD, ground truth", sizes.first_stage_steps, feedback="ground_truth"),
         _distil(sizes, "lean_output", "FD, Lean output", sizes.first_stage_steps, feedback="lean_output"),
@@ -116,14 +116,14 @@ def conditions(sizes: Sizes) -> list[Condition]:
         *[
             _teacher(sizes, name, label, retention, anchor)
             for name, label, retention, anchor in (
-                ("ema_frozen", "frozen", 1.0, 0.0),
-                ("ema_0.9", "EMA 0.9", 0.9, 0.0),
-                ("ema_0.5", "EMA 0.5", 0.5, 0.0),
-                ("ema_0.5_anchor", "EMA 0.5, anchor", 0.5, 1.0),
+                ("ema_frozen", "FD, frozen teacher, no anchor", 1.0, 0.0),
+                ("ema_0.9", "FD, EMA 0.9, no anchor", 0.9, 0.0),
+                ("ema_0.5", "FD, EMA 0.5, no anchor", 0.5, 0.0),
+                ("ema_0.5_anchor", "FD, EMA 0.5, anchor", 0.5, 1.0),
             )
         ],
-        _constant(sizes, "constant_short", "short recipe", SHORT),
-        _constant(sizes, "constant_long", "long recipe", LONG),
+        _constant(sizes, "constant_short", "constant feedback, short recipe", SHORT),
+        _constant(sizes, "constant_long", "constant feedback, long recipe", LONG),
     ]
     return [condition for condition in every if not sizes.only or condition.name in sizes.only]
 

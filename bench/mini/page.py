@@ -1,84 +1,107 @@
-"""index.html: the table of claims and the figures behind it, drawn by the project's own report."""
+"""index.html: the claims, what was run, and the figures behind them, drawn by the project's own report.
+
+The page holds its figures, so that it can be sent alone; the same SVG files lie beside it.
+"""
 
 from __future__ import annotations
 
+import base64
 import html
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from string import Template
 from typing import Any
 
-from bench.mini.claims import Runs, Scalings
-from bench.mini.conditions import Sizes, run_dir
-from bench.mini.curves import trained, windows, written_tokens
+from bench.mini.claims import SUITE, Runs, Scalings
+from bench.mini.conditions import Sizes, conditions, run_dir
+from bench.mini.curves import windows
+from bench.mini.figures import ACCURACY, CONSTANT, ENTROPY, METHODS, NOTE, SOURCES, TEACHERS, Picture, pictures
+from bench.mini.table import HEAD, RULE, comparisons, counted, is_measurable, outcome, remarks
 from fd_async.telemetry.sinks import replace_file
-from fd_async.viewer.figures.curves import Curve
-from fd_async.viewer.figures.drawing import Axes, draw
+from fd_async.viewer.figures.drawing import draw
 
-METHODS = {"fd": "FD, tutor", "grpo": "GRPO", "grpo_over_fd": "GRPO over FD"}
-SOURCES = {
-    "fd": "FD, tutor",
-    "ground_truth": "FD, ground truth",
-    "lean_output": "FD, Lean output",
-    "grpo_over_fd": "GRPO over tutor",
-    "grpo_over_ground_truth": "GRPO over ground truth",
-    "grpo_over_lean_output": "GRPO over Lean output",
-}
-TEACHERS = {
-    "ema_0.5": "EMA 0.5",
-    "ema_0.9": "EMA 0.9",
-    "ema_frozen": "frozen",
-    "ema_0.5_anchor": "EMA 0.5, anchor",
-    "fd": "EMA 0.9, anchor",
-}
-CONSTANT = {"constant_short": "short recipe", "constant_long": "long recipe"}
-ACCURACY, ENTROPY, KL = "train/pass_rate", "policy/entropy", "policy/teacher_kl"
-_STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem;color:#1b2230}"
-    "table{border-collapse:collapse}td,th{border-top:1px solid #e4e7ec;padding:.4rem .6rem;text-align:left;"
-    "vertical-align:top;overflow-wrap:anywhere}td:nth-child(2){white-space:nowrap}"
-    "@media(max-width:50rem){td:nth-child(2){white-space:normal}body{margin:1rem auto}td,th{padding:.4rem .3rem}}"
-    "img{max-width:100%;margin:1rem 0}pre{white-space:pre-wrap}.small{font-size:13px;color:#5a6475}"
-)
+_STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;max-width:75rem;margin:2rem auto;padding:0 1rem;color:#1b2230}
+p,ul{max-width:60rem}h1{line-height:1.2}h2{margin:2.5rem 0 .5rem;font-size:1.15rem}
+.small,td small,figcaption{font-size:13px;color:#5a6475}td small{display:block}
+table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
+td,th{border-top:1px solid #e4e7ec;padding:.35rem .6rem .35rem 0;text-align:left;vertical-align:top}
+th{font-size:13px;font-weight:600;color:#5a6475}.claims td:not([rowspan]){font-size:13px}
+.claims tr:not(.first) td{border-top-color:#f3f5f8}td.number{white-space:nowrap}
+.word{font-weight:600;white-space:nowrap}.holds,.shown{color:#0a6b3d}.contradicted{color:#b3261e}
+.not-shown{color:#8a4b00}.not-measured{color:#5a6475}
+figure{margin:2rem 0 0;overflow-x:auto}img{display:block;max-width:100%}
+figcaption{max-width:60rem;margin:.3rem 0 0 .6rem}
+pre{white-space:pre-wrap;overflow-wrap:anywhere;font-size:13px}.wide{overflow-x:auto}
+@media(max-width:50rem){body{margin:1rem auto}img{max-width:none;width:44rem}figcaption{position:sticky;left:0}
+.claims thead{display:none}.claims tr,.claims td{display:block;border:0;padding:.1rem 0}
+.claims tr.first{border-top:1px solid #c9d0da;margin-top:.5rem;padding-top:.5rem}.claims td.number{white-space:normal}
+.claims td[data-name]:not(:empty)::before{content:attr(data-name) ": ";color:#5a6475}}
+"""
 _PAGE = Template("""<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>The paper in miniature</title><style>$style</style>
-<h1>The paper in miniature</h1><p>$about</p>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>The paper in miniature</title><style>$style</style></head><body>
+<h1>The paper in miniature</h1>
+<p>$about</p>
+<p><b>$counted</b></p>
+<p class="small">Feedback Distillation (FD) is told what GRPO is not: the tutor knows recipes. So nothing here isolates
+the algorithm from the information. Rates are those of the tiny configurations, hardly tuned. A claim that holds says
+that the machinery does what the method says; one that does not is no evidence against the paper.</p>
+<h2>Claims</h2>
 $claims
-<p class="small">A claim holds when the lower end of the one-sided 95 % interval over seeds of each of its comparisons
-is above 0. Each claim is tested alone: of twenty differences that are none, one is shown by chance. Seeds differ in the
-order of statements and in sampling; all begin with the same model. Curves are means over seeds, bands reach from the
-lowest to the highest seed; a second stage begins where its first ended. Accuracy is that of the attempts that were
-trained, each on a new statement.</p>
+<p class="small">$rule Differences of accuracy and pass@k are shares (0.01 is one point), of entropy nats per token.
+Seeds differ in the order of statements and in sampling; all begin with the same model.</p>
+$beyond
+<h2>Runs</h2>
+$table
+<p class="small">Mean over seeds, in brackets the lowest and the highest. Accuracy is the proved share of the attempts
+that were trained, in the last window; each was made before training on it, and at a new statement. Held-out pass@1 is
+that after the last step, over 256 statements with two attempts each: the standard error of one run is about 3
+points.</p>
+<h2>Figures</h2>
 $figures
 $commands
-</html>
+</body></html>
 """)
 
 
 def write_page(
-    out: Path, sizes: Sizes, found: Sequence[Mapping[str, Any]], runs: Runs, scalings: Scalings, about: str
+    out: Path,
+    sizes: Sizes,
+    found: Sequence[Mapping[str, Any]],
+    runs: Runs,
+    scalings: Scalings,
+    about: str,
+    to: Path | None = None,
 ) -> Path:
-    """Write index.html and its SVG files into `out`; blocks for some seconds."""
-    images = {
-        name: (title, draw(title, axes, list(zip(labels, range(len(labels)), strict=True)), "svg"))
-        for name, title, labels, axes in figures(sizes, runs, scalings)
-        if any(one.curves for one in axes)
-    }
-    for name, (_, data) in images.items():
-        replace_file(out / f"{name}.svg", data)
-    shown = "".join(
-        f'<img src="{name}.svg" alt="{html.escape(title)}">' for name, (title, _) in images.items()
-    ) or "<p>No run is finished yet.</p>"  # fmt: skip
+    """Write index.html and its SVG files into `to`, or beside the runs of `out`; blocks for some seconds."""
+    to = to or out
+    to.mkdir(parents=True, exist_ok=True)
+    shown = []
+    for picture in pictures(sizes, runs, scalings):
+        if any(axes.curves for axes in picture.axes):
+            data = draw(picture.title, picture.axes, picture.legend(), "svg", note=NOTE)
+            replace_file(to / f"{picture.name}.svg", data)
+            shown.append(_figure(picture, data))
     page = _PAGE.substitute(
-        style=_STYLE, about=html.escape(about), claims=claims_table(found), figures=shown, commands=commands(out, runs)
+        style=_STYLE, about=html.escape(about), counted=html.escape(counted(found)), rule=html.escape(RULE),
+        claims=claims_table(found), beyond=_beyond(found), table=_runs_table(sizes, runs),
+        figures="".join(shown) or "<p>No run is finished yet.</p>", commands=commands(out, to, runs),
+    )  # fmt: skip
+    replace_file(to / "index.html", page.encode())
+    return to / "index.html"
+
+
+def _figure(picture: Picture, data: bytes) -> str:
+    source = f"data:image/svg+xml;base64,{base64.b64encode(data).decode()}"
+    caption = f'{html.escape(picture.caption)} <a href="{picture.name}.svg">{picture.name}.svg</a>'
+    return (
+        f'<figure><img src="{source}" alt="{html.escape(picture.title)}"><figcaption>{caption}</figcaption></figure>\n'
     )
-    replace_file(out / "index.html", page.encode())
-    return out / "index.html"
 
 
-def commands(out: Path, runs: Runs) -> str:
+def commands(out: Path, to: Path, runs: Runs) -> str:
     """Write the commands that draw all figures of the paper for these runs."""
     lines = []
     for name, group in (("methods", METHODS), ("sources", SOURCES), ("teachers", TEACHERS), ("constant", CONSTANT)):
@@ -88,113 +111,83 @@ def commands(out: Path, runs: Runs) -> str:
             if runs.get(one)
         ]
         if labels:
-            lines.append(html.escape(f"bin/fd-report {' '.join(labels)} --to {out / 'figures' / name}"))
-    return f"<p>All figures of the paper for these runs:</p><pre>{chr(10).join(lines)}</pre>" if lines else ""
+            lines.append(
+                html.escape(f"bin/fd-report {' '.join(labels)} --to {shlex.quote(str(to / 'figures' / name))}")
+            )
+    said = "<h2>More</h2><p>Every figure of the paper for these runs, with its numbers as CSV:</p>"
+    return f"{said}<pre>{chr(10).join(lines)}</pre>" if lines else ""
 
 
-def claims_table(found: Sequence[Mapping[str, Any]]) -> str:
-    """Write the claims as an HTML table."""
+def claims_table(found: Iterable[Mapping[str, Any]]) -> str:
+    """Write the claims that the miniature can bear on as an HTML table, a row for each comparison."""
+    rows = [row for claim in found if is_measurable(claim) for row in _claim_rows(claim)]
+    head = "".join(f"<th>{name}</th>" for name in HEAD)
+    return f'<table class="claims"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+
+
+def _claim_rows(claim: Mapping[str, Any]) -> list[str]:
+    word, compared = outcome(claim), comparisons(claim["figures"])
+    said = "".join(f"<small>{html.escape(remark)}</small>" for remark in remarks(claim["figures"]))
+    span = f' rowspan="{len(compared)}"'
+    first = (
+        f"<td{span}>{html.escape(claim['claim'], quote=False)}{said}</td>"
+        f'<td{span} class="word {word.replace(" ", "-")}">{word}</td>'
+    )
     rows = []
-    for claim in found:
-        lines = [html.escape(line) for line in comparison_lines(claim["figures"])]
-        word = outcome(claim)
-        rows.append(f"<tr><td>{html.escape(claim['claim'], quote=False)}<td>{word}<td class=small>{'<br>'.join(lines)}")
-    return f"<table><tr><th>claim<th>in miniature<th>figures{''.join(rows)}</table>"
+    for place, one in enumerate(compared):
+        cells = (
+            f"<td>{html.escape(one.name)}</td>"
+            f'<td class="number {one.finding.replace(" ", "-")}" data-name="mean">{one.mean}</td>'
+            f'<td class="number" data-name="90 % interval">{one.interval}</td>'
+            f'<td data-name="by seed">{html.escape(one.seeds)}</td>'
+        )
+        rows.append(f'<tr class="first">{first}{cells}</tr>' if place == 0 else f"<tr>{cells}</tr>")
+    return rows
 
 
-def outcome(claim: Mapping[str, Any]) -> str:
-    """Say in words whether a claim holds; one that fails is either contradicted or only not shown by these seeds."""
-    if claim["holds"] is not False:
-        return "holds" if claim["holds"] else "not measured"
-    findings = [value.get("finding") for value in claim["figures"].values() if isinstance(value, Mapping)]
-    return "contradicted" if "contradicted" in findings else "not shown"
+def _beyond(found: Iterable[Mapping[str, Any]]) -> str:
+    """List what the miniature cannot bear on, with the reason."""
+    rows = [
+        f"<li>{html.escape(claim['claim'], quote=False)}: {html.escape('; '.join(remarks(claim['figures'])))}.</li>"
+        for claim in found
+        if not is_measurable(claim)
+    ]
+    return f"<p>Out of reach of a model this small:</p><ul>{''.join(rows)}</ul>" if rows else ""
 
 
-def comparison_lines(figures: Mapping[str, Any]) -> list[str]:
-    """Write each comparison in one line; other figures stay in the JSON."""
-    lines = []
-    for name, value in figures.items():
-        if isinstance(value, Mapping) and "finding" in value:
-            seeds = ", ".join(f"{seed}: {number:+.3f}" for seed, number in value["per_seed"].items())
-            if "mean" in value:
-                low, high = value["interval"]
-                lines.append(
-                    f"{name}: {value['mean']:+.3f} [{low:+.3f}, {high:+.3f}], {value['finding']}; seeds {seeds}"
-                )
-            else:
-                lines.append(f"{name}: not measured, {value['reason']}; {seeds or 'no seeds'}")
-        elif name == "reason":
-            lines.append(str(value))
-    return lines
+def _runs_table(sizes: Sizes, runs: Runs) -> str:
+    """Write what each condition ended with."""
+    rows = []
+    plan = {condition.name: condition for condition in conditions(sizes)}
+    for condition in plan.values():
+        seeds = runs.get(condition.name, {})
+        ends = [found[-1].values for found in map(windows, seeds.values()) if found]
+        finals = [rate for found in seeds.values() if (rate := _final(found)) is not None]
+        after = condition.after
+        start = f"<small>from step {after[1]} of {html.escape(plan[after[0]].label)}</small>" if after else ""
+        cells = (
+            ", ".join(map(str, seeds)) or "–",
+            f"{condition.attempts:,}",
+            spread([end[ACCURACY] for end in ends], 100, " %"),
+            spread([end[ENTROPY] for end in ends if ENTROPY in end], 1, ""),
+            spread(finals, 100, " %"),
+        )
+        numbers = "".join(f'<td class="number">{cell}</td>' for cell in cells)
+        rows.append(f"<tr><td>{html.escape(condition.label)}{start}</td>{numbers}</tr>")
+    names = ("run", "seeds", "attempts", "accuracy at the end", "entropy at the end, nats per token", "held-out pass@1")
+    head = "".join(f"<th>{name}</th>" for name in names)
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
 
 
-def figures(sizes: Sizes, runs: Runs, scalings: Scalings) -> list[tuple[str, str, list[str], list[Axes]]]:
-    """Return (file, title, labels, axes) of every figure."""
-    return [
-        ("methods", "Feedback Distillation, GRPO, and GRPO over Feedback Distillation", list(METHODS.values()), [
-            _axes(sizes, runs, METHODS, "Accuracy per attempt", "share", ACCURACY),
-            _axes(sizes, runs, METHODS, "Accuracy per step", "share", ACCURACY, per_step=True),
-            _axes(sizes, runs, METHODS, "Policy entropy", "nats per token", ENTROPY),
-            _scaling_axes(scalings),
-        ]),
-        ("sources", "Sources of feedback", list(SOURCES.values()), [
-            _axes(sizes, runs, SOURCES, "Accuracy", "share", ACCURACY),
-            _axes(sizes, runs, SOURCES, "Policy entropy", "nats per token", ENTROPY),
-        ]),
-        ("teachers", "Retention of the teacher's average", list(TEACHERS.values()), [
-            _axes(sizes, runs, TEACHERS, "Accuracy", "share", ACCURACY),
-            _axes(sizes, runs, TEACHERS, "Policy entropy", "nats per token", ENTROPY),
-        ]),
-        ("constant", "Constant feedback under a frozen teacher", list(CONSTANT.values()), [
-            _step_axes(runs, "Tokens written per attempt", "tokens", written_tokens),
-            _step_axes(runs, "KL of teacher and student", "nats per token",
-                       lambda rows: [row[KL] for row in trained(rows)]),
-        ]),
-    ]  # fmt: skip
+def _final(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    return rows[-1].get(SUITE) if rows else None
 
 
-def _axes(
-    sizes: Sizes, runs: Runs, names: Mapping[str, str], title: str, unit: str, key: str, *, per_step: bool = False
-) -> Axes:
-    """Draw a column against the attempts (or steps) from the first model on, averaged in the windows of the claims."""
-    curves = []
-    for place, (name, label) in enumerate(names.items()):
-        ends = [windows(rows) for rows in runs.get(name, {}).values()]
-        shared = min((len(one) for one in ends), default=0)
-        if not shared:
-            continue
-        steps = sizes.first_stage_steps if name.startswith("grpo_over_") else 0
-        x = [steps + end.step if per_step else steps * sizes.prompts + end.attempts for end in ends[0][:shared]]
-        curves.append(_curve(label, place, x, [[end.values[key] for end in one[:shared]] for one in ends]))
-    return Axes(title=title, x_name="gradient step" if per_step else "attempts", unit=unit, curves=curves,
-                note="no run yet")  # fmt: skip
-
-
-def _step_axes(runs: Runs, title: str, unit: str, values: Any) -> Axes:
-    curves = []
-    for place, (name, label) in enumerate(CONSTANT.items()):
-        seeds = [values(rows) for rows in runs.get(name, {}).values()]
-        shared = min((len(one) for one in seeds), default=0)
-        if shared:
-            curves.append(_curve(label, place, list(range(1, shared + 1)), [one[:shared] for one in seeds]))
-    return Axes(title=title, x_name="gradient step", unit=unit, curves=curves, note="no run yet")
-
-
-def _scaling_axes(scalings: Scalings) -> Axes:
-    curves = []
-    for place, name in enumerate(("fd", "grpo")):
-        seeds = [found[name] for found in scalings.values()]
-        if seeds:
-            k = sorted(seeds[0])
-            curves.append(_curve(METHODS[name], place, k, [[found[n] for n in k] for found in seeds]))
-    return Axes(title="pass@k, nearest pass@1", x_name="k, samples per statement", unit="share", curves=curves,
-                note="no pair yet", is_doubling=True)  # fmt: skip
-
-
-def _curve(label: str, place: int, x: list[int], seeds: Sequence[Sequence[float]]) -> Curve:
-    columns = list(zip(*seeds, strict=True))
-    return Curve(
-        label=label, colour=place, x=x, y=[fmean(column) for column in columns],
-        low=[min(column) for column in columns] if len(seeds) > 1 else None,
-        high=[max(column) for column in columns] if len(seeds) > 1 else None, num_runs=len(seeds),
-    )  # fmt: skip
+def spread(values: Sequence[float], factor: float, unit: str) -> str:
+    """Write mean, lowest and highest; percent with one decimal, anything else with three."""
+    if not values:
+        return "–"
+    decimals = 1 if unit else 3
+    mean, low, high = (factor * value for value in (sum(values) / len(values), min(values), max(values)))
+    ends = f" [{low:.{decimals}f}, {high:.{decimals}f}]" if len(values) > 1 else ""
+    return f"{mean:.{decimals}f}{unit}{ends}"

@@ -76,7 +76,13 @@ def require_matplotlib() -> None:
 
 
 def draw(
-    title: str, axes: Sequence[Axes], labels: Sequence[tuple[str, int]], form: str, *, shares_y: bool = False
+    title: str,
+    axes: Sequence[Axes],
+    labels: Sequence[tuple[str, int]],
+    form: str,
+    *,
+    shares_y: bool = False,
+    note: str = "",
 ) -> bytes:
     """Return a figure as the bytes of a file.
 
@@ -86,6 +92,7 @@ def draw(
         labels: of the legend, with their place among all labels.
         form: `svg` or `png`.
         shares_y: give all axes the same y limits.
+        note: one line below the legend, such as what the bands are.
 
     Raises:
         PreflightError: matplotlib is missing.
@@ -100,7 +107,8 @@ def draw(
         entries = _entries(labels, num_columns)
         num_lines = math.ceil(len(labels) / entries)
         wide, high = (6.4, 3.4) if num_columns == 1 else (3.9, 2.7)
-        bottom = _BOTTOM + 0.12 + _LINE * num_lines
+        below = _LINE if note else 0.0
+        bottom = _BOTTOM + 0.12 + _LINE * num_lines + below
         width = _LEFT + num_columns * wide + (num_columns - 1) * _ACROSS + _RIGHT
         height = _TOP + num_rows * high + (num_rows - 1) * _DOWN + bottom
         figure = Figure(figsize=(width, height), facecolor="white")
@@ -113,7 +121,8 @@ def draw(
             _panel(place, one)
         if shares_y:
             _share_y([place for place, one in zip(places.flat, axes, strict=True) if one.curves])
-        _legend(figure, labels, entries)
+        _legend(figure, labels, entries, below / height)
+        figure.text(0.014, 0.09 / height, note, fontsize=8.5, color=_MUTED, va="bottom")
         figure.subplots_adjust(
             left=_LEFT / width, right=1 - _RIGHT / width, top=1 - _TOP / height, bottom=bottom / height,
             wspace=_ACROSS / wide, hspace=_DOWN / high,
@@ -167,6 +176,8 @@ def _line(place: Any, curve: Curve) -> None:
     look = _look(curve.colour)
     if curve.low is not None and curve.high is not None:
         place.fill_between(curve.x, curve.low, curve.high, color=look["color"], alpha=0.16, linewidth=0)
+        if len(curve.x) == 1:  # a band over one point has no width
+            place.vlines(curve.x, curve.low, curve.high, color=look["color"], linewidth=1.2)
     num = len(curve.x)
     every: Any = 1
     if curve.marks and num > 40:
@@ -225,16 +236,17 @@ def _share_y(places: Sequence[Any]) -> None:
         place.set_ylim(low, high + 0.03 * (high - low))
 
 
-def _legend(figure: Any, labels: Sequence[tuple[str, int]], columns: int) -> None:
-    """Put the legend below the axes, where it hides nothing."""
+def _legend(figure: Any, labels: Sequence[tuple[str, int]], columns: int, bottom: float) -> None:
+    """Put the legend below the axes, where it hides nothing; `bottom` is its lower end, a share of the height."""
     from matplotlib.lines import Line2D
 
     lines = [Line2D([], [], linewidth=1.8, markersize=4.5, **_look(place)) for _, place in labels]
     if not lines:
         return
     legend = figure.legend(
-        lines, [f"{number}" for number in range(len(lines))], loc="lower left", ncols=columns, frameon=False,
-        fontsize=9.5, handlelength=3.2, columnspacing=1.6, labelspacing=0.35, borderaxespad=0.5,
+        lines, [f"{number}" for number in range(len(lines))], loc="lower left", bbox_to_anchor=(0, bottom),
+        ncols=columns, frameon=False, fontsize=9.5, handlelength=3.2, columnspacing=1.6, labelspacing=0.35,
+        borderaxespad=0.5,
     )  # fmt: skip
     for text, (label, _) in zip(legend.get_texts(), labels, strict=True):
         text.set_text(_short_label(label))  # given at the start, a label with `_` in front would be left out

@@ -8,47 +8,7 @@ import pytest
 
 from bench.mini.claims import claims, paired
 from bench.mini.comparing import Difference, holds
-
-SEEDS = (1, 2, 3)
-FINAL = "eval/test/pass@1"
-
-
-def run(rates: list[float], entropy: list[float] | float = 0.08, *, attempts: int = 32, final: float | None = None,
-        lengths: list[float] | None = None, kl: list[float] | None = None) -> list[dict[str, Any]]:  # fmt: skip
-    """Make rows; a rate is kept for as many steps as fill one window."""
-    per_window = -(-320 // attempts)
-    rows: list[dict[str, Any]] = []
-    tokens = 0.0
-    for index in range(len(rates) * per_window):
-        window = index // per_window
-        tokens += attempts * (lengths[window] if lengths else 80.0)
-        rows.append({
-            "step": index + 1, "train/attempts": attempts, "train/pass_rate": rates[window], "tokens/trained": tokens,
-            "policy/entropy": entropy if isinstance(entropy, float) else entropy[window],
-            "policy/teacher_kl": kl[window] if kl else 0.05,
-        })  # fmt: skip
-    if final is not None:
-        rows[-1][FINAL] = final
-    return rows
-
-
-def seeds(rows: list[dict[str, Any]], *, nudge: float = 0.004) -> dict[int, list[dict[str, Any]]]:
-    """Make three seeds that differ a little."""
-    return {
-        seed: [{**row, "train/pass_rate": row["train/pass_rate"] + nudge * place,
-                **({FINAL: row[FINAL] + nudge * place} if FINAL in row else {})} for row in rows]
-        for place, seed in enumerate(SEEDS)
-    }  # fmt: skip
-
-
-def verdict(
-    words: str, runs: dict[str, Any], scalings: dict[int, Any] | None = None, steps: int = 60
-) -> dict[str, Any]:
-    """Judge all claims and return the one whose text holds the words."""
-    found = [claim for claim in claims(runs, scalings or {}, None, steps) if words in claim["claim"]]
-    assert len(found) == 1
-    return found[0]
-
+from tests.fakes.mini_runs import FINAL, SEEDS, run, seeds, verdict
 
 FAST, SLOW = [0.1, 0.3, 0.5, 0.6, 0.65, 0.7], [0.1, 0.12, 0.2, 0.25, 0.3, 0.35]
 

@@ -11,9 +11,7 @@ from typing import Any
 import pytest
 
 from bench.mini import running
-from bench.mini.claims import claims
 from bench.mini.conditions import PASS_AT, QUICK, Condition, Sizes, conditions, plan_text, run_dir
-from bench.mini.page import figures, outcome, write_page
 from bench.mini.running import (
     TRAIN_FILE,
     compare_scaling,
@@ -289,52 +287,3 @@ async def test_pass_at_k_is_measured_where_pass_at_1_is_the_same(
     assert len(ran) == 2
     await compare_scaling(tmp_path, SIZES, 1, engine=None)  # type: ignore[arg-type]
     assert len(ran) == 2
-
-
-def test_the_page_shows_every_claim_and_figure(tmp_path: Path) -> None:
-    """With runs, and without any."""
-    runs: dict[str, dict[int, list[dict[str, Any]]]] = {}
-    for name, condition in PLAN.items():
-        rows = rows_of_condition(tmp_path, condition)
-        runs[name] = {1: rows, 2: rows}
-    pair = {"fd": dict.fromkeys(PASS_AT, 0.5), "grpo": dict.fromkeys(PASS_AT, 0.4), "fd_step": 6, "grpo_step": 48}
-    found = claims(runs, {1: pair, 2: pair}, None, SIZES.ema_steps)
-    page = write_page(tmp_path, SIZES, found, runs, {1: pair, 2: pair}, "two <seeds>").read_text()
-    assert all(claim["claim"] in page for claim in found)
-    assert "two &lt;seeds&gt;" in page
-    for name in ("methods", "sources", "teachers", "constant"):
-        assert f'src="{name}.svg"' in page
-        assert (tmp_path / f"{name}.svg").read_text().count("<svg") == 1
-    assert f" GRPO={tmp_path}/runs/grpo-1,{tmp_path}/runs/grpo-2 " in page
-    methods = next(axes for name, _, _, axes in figures(SIZES, runs, {}) if name == "methods")
-    for axes, first in zip(
-        methods[:2], (SIZES.first_stage_steps * SIZES.prompts, SIZES.first_stage_steps), strict=True
-    ):
-        second = next(curve for curve in axes.curves if curve.label == "GRPO over FD")
-        assert second.x[0] > first  # it goes on where its first stage ended
-    empty = write_page(tmp_path, SIZES, claims({}, {}, None, SIZES.ema_steps), {}, {}, "").read_text()
-    assert "No run is finished yet" in empty
-
-
-@pytest.mark.parametrize(
-    ("holds", "findings", "word"),
-    [
-        (True, ["shown", "shown"], "holds"),
-        (False, ["shown", "not shown"], "not shown"),
-        (False, ["not shown", "contradicted"], "contradicted"),
-        (None, ["shown", "not measured"], "not measured"),
-    ],
-)
-def test_a_claim_that_fails_is_contradicted_or_only_not_shown(
-    holds: bool | None, findings: list[str], word: str
-) -> None:
-    """Three seeds may be too few to tell."""
-    figures = {str(place): {"finding": finding} for place, finding in enumerate(findings)} | {"reason": "x"}
-    assert outcome({"holds": holds, "figures": figures}) == word
-
-
-def rows_of_condition(folder: Path, condition: Condition) -> list[dict[str, Any]]:
-    """Make the rows of a condition."""
-    make_start(folder, condition, 1)
-    write_rows(folder, settings(folder, condition, 1, "http://127.0.0.1:1"))
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
