@@ -403,9 +403,10 @@ async def test_a_stall_inside_a_step_writes_none(tmp_path: Path) -> None:
 
 def test_nohup_keeps_its_meaning() -> None:
     """A hangup that the shell had ignored is no request to stop."""
-    assert signal.SIGHUP in wanted_signals()
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     try:
+        assert signal.SIGHUP in wanted_signals()
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         assert signal.SIGHUP not in wanted_signals()
     finally:
         signal.signal(signal.SIGHUP, before)

@@ -133,7 +133,7 @@ async def test_a_hanging_server_is_found_by_its_missing_answer(world: World) -> 
         await world.until(lambda: fleet.statistics()["tokens_generated"] > 10)
         world.servers[0].running.clear()
         world.servers[0].faults["/weight_info"] = "hang"
-        await world.until(lambda: len(results) == 2)
+        await world.until(lambda: len(results) == 2 and world.said("server_lost"))
         group.cancel_scope.cancel()
     for completion in results:
         is_whole(completion, 40)
