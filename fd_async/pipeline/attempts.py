@@ -129,6 +129,9 @@ class AttemptLoops:
         state = self._state
         seen, queued, begun = await anyio.to_thread.run_sync(self._read_ledger)
         self._skip = set(seen) | {partial.ordinal for partial in begun.values()}
+        for partial in begun.values():
+            if partial.sample >= self._group_size:  # rollout.samples_per_prompt was larger
+                await self._discard(partial)
         for ordinal in sorted(self._skip):
             outcomes = seen.get(ordinal, {})
             if "trained" in outcomes.values():
@@ -182,12 +185,16 @@ class AttemptLoops:
         parts, state = self._parts, self._state
         await state.buffer.begin(version)
         if partial is not None and not await parts.runner.can_continue(ticket, partial):
-            await parts.ledger.discard_partial(ticket.id, "config_changed")
-            state.tokens["dropped:config_changed"] += partial.num_sampled_tokens
-            state.tokens_generated += partial.num_sampled_tokens
+            await self._discard(partial)
             log.info("attempt_begun_anew", rollout=ticket.id, reason="its prompt or its token budget has changed")
             partial = None
         await self._attempt(ticket, version, partial)
+
+    async def _discard(self, partial: PartialRollout) -> None:
+        """Give up what an earlier process sampled, by name."""
+        await self._parts.ledger.discard_partial(partial.id, "config_changed")
+        self._state.tokens["dropped:config_changed"] += partial.num_sampled_tokens
+        self._state.tokens_generated += partial.num_sampled_tokens
 
     async def _run(self, ticket: Ticket, version: int, partial: PartialRollout | None) -> Rollout:
         """Generate and judge; what cuts an attempt off leaves in the ledger how far it came."""

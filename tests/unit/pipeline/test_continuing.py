@@ -228,12 +228,16 @@ async def test_a_stop_costs_no_token(tmp_path: Path, seed: int) -> None:
     assert history.sampled == sum(history.tokens.values())
 
 
-async def test_a_changed_prompt_begins_the_attempt_anew_and_its_tokens_stay_in_the_accounts(tmp_path: Path) -> None:
-    """They were generated and dropped by a named cause."""
+@pytest.mark.parametrize("change", [{"prompt_ids": [99]}, {"sample": 99}], ids=["prompt", "group"])
+async def test_an_attempt_that_nobody_continues_leaves_its_tokens_in_the_accounts(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    """Its prompt has changed, or its group is smaller now: what was sampled is dropped by a named cause."""
     config = make_config("grpo", 2)
-    ticket = make_ticket(0)
+    ticket = msgspec.structs.replace(make_ticket(0), sample=change.get("sample", 0))
     stale = PartialRollout(
-        id=ticket.id, ordinal=0, sample=0, admitted_version=0, prompt_ids=[99], completion_ids=[5, 6],
+        id=ticket.id, ordinal=0, sample=ticket.sample, admitted_version=0,
+        prompt_ids=change.get("prompt_ids", PROMPT_IDS), completion_ids=[5, 6],
         logprobs=[-1.0, -1.0], spans=[VersionSpan(0, 0, 2)], turns=[],
     )  # fmt: skip
     async with open_ledger(tmp_path / "ledger.db") as ledger:
@@ -242,9 +246,11 @@ async def test_a_changed_prompt_begins_the_attempt_anew_and_its_tokens_stay_in_t
         assert await run_life(config, tmp_path, tmp_path / "nobody-sells", Stop(shutdown_s=20.0)) == 0
     async with open_ledger(tmp_path / "ledger.db") as ledger:
         assert ledger.tokens_by_outcome()["dropped:config_changed"] == 2
+        assert ticket.id not in [partial.id for partial in ledger.partials()]
     history, broken = read_history(tmp_path, steps=2)
     assert broken.skipped == broken.repeated == []
-    assert history.trained[0] == ticket.id or ticket.id not in history.trained
+    first = make_ticket(0).id
+    assert history.trained[0] == first or first not in history.trained
 
 
 def test_a_resume_removes_what_a_kill_left_among_the_checkpoints(tmp_path: Path) -> None:
