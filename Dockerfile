@@ -32,14 +32,15 @@ COPY requirements/gpu.txt /tmp/gpu.txt
 RUN /opt/venv/bin/pip install --no-cache-dir --no-deps --require-hashes -r /tmp/gpu.txt \
     && echo /app > /opt/venv/lib/python3.12/site-packages/fd_async_checkout.pth
 
-# Triton compiles kernels at run time: it needs a C compiler and Python's headers.
+# At run time Triton calls gcc with Python's headers, torch.compile may call g++; nothing calls nvcc (docs/gpu_node.md).
 FROM ${CUDA_IMAGE}
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends \
-    bubblewrap ca-certificates gcc libc6-dev python3.12 python3.12-dev && rm -rf /var/lib/apt/lists/* \
-    && useradd --create-home --uid 10001 fd
-# Caches of any user go to /cache; libraries ask for a name and a home, which a uid given by --user lacks.
-ENV VIRTUAL_ENV=/opt/venv ELAN_HOME=/opt/elan PATH=/opt/venv/bin:/opt/elan/bin:$PATH LOGNAME=fd HOME=/home/fd \
+    bubblewrap ca-certificates g++ python3.12 python3.12-dev && rm -rf /var/lib/apt/lists/* \
+    && useradd --no-create-home --home-dir /cache --uid 10001 fd
+# Caches of any user go to /cache; libraries ask for a name and a home they can write to, which a uid given by --user
+# lacks: FlashInfer, which vLLM imports whether it uses it or not, makes a folder there.
+ENV VIRTUAL_ENV=/opt/venv ELAN_HOME=/opt/elan PATH=/opt/venv/bin:/opt/elan/bin:$PATH LOGNAME=fd HOME=/cache \
     HF_HOME=/cache/huggingface VLLM_CACHE_ROOT=/cache/vllm TRITON_CACHE_DIR=/cache/triton
 COPY --from=python /opt/venv /opt/venv
 COPY --from=lean /opt/elan /opt/elan

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from fd_async.config.schema import RunConfig
-from fd_async.preflight import costs, dataset, disk, gpus, lean, learner, machine, model, network
+from fd_async.preflight import compilers, costs, dataset, disk, gpus, lean, learner, machine, model, network
 from fd_async.preflight.findings import Finding
 
-_ROOMS = (machine, model, gpus, learner, disk, dataset, network, costs, lean)
+_ROOMS = (machine, model, gpus, compilers, learner, disk, dataset, network, costs, lean)
 
 
 def inspect(config: RunConfig) -> list[Finding]:

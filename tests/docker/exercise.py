@@ -55,14 +55,13 @@ class Place:
     """The copy of the image's file tree, and the Python that stands for /opt/venv."""
 
     def __init__(self, scratch: Path, python: Path) -> None:
-        self.app, self.python, self.scratch = scratch / "app", python, scratch
+        self.app, self.python = scratch / "app", python
         self.cache = scratch / "cache"
         self.env = variables(list(instructions()))
 
     def variables(self) -> dict[str, str]:
         """The environment of the last stage, its places moved to the copy."""
         moved = {name: value.replace("/cache", str(self.cache)) for name, value in self.env.items()}
-        moved["HOME"] = str(self.scratch)
         moved["PATH"] = f"{self.python.parent}:{os.environ['PATH']}"
         moved["VIRTUAL_ENV"] = str(self.python.parent.parent)
         return moved | {"PYTHONPATH": str(self.app), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}

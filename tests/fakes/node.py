@@ -1,6 +1,6 @@
 """A GPU node that `fd-check` takes for real: 8 H200, a 9-billion model, Lean, a provider, room everywhere.
 
-Every part is where the true one would be: programs on PATH (`nvidia-smi`, `lake`, `rg`, `ssh`), folders, sockets. Only
+Every part is where the true one would be: programs on PATH (`nvidia-smi`, `gcc`, `lake`, ...), folders, sockets. Only
 what belongs to the machine as a whole is replaced in Python: free memory and disk, and the try of the sandbox.
 """
 
@@ -115,7 +115,7 @@ def open_node(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
         node = Node(folder, monkeypatch, f"http://127.0.0.1:{provider.getsockname()[1]}")
         node.programs.mkdir()
         node.gpus()
-        for name in ("lake", "rg"):
+        for name in ("lake", "rg", "gcc", "g++"):
             node.program(name, "exit 0")
         _model(node.model)
         _lean(node.lean, folder / "home")

@@ -122,6 +122,20 @@ def test_a_changed_lock_makes_it_anew(checkout: Path) -> None:
     assert calls(checkout).count("venv") == 2
 
 
+def test_the_environment_of_a_gpu_node_serves_the_login_node_too(checkout: Path) -> None:
+    """They share the checkout: a look at a run must not take the packages from under it. FD_DEVICE still decides."""
+    disk = checkout.parent / "path" / "df"
+    disk.write_text("#!/bin/sh\necho\necho fake 0 0 99999999\n")
+    disk.chmod(0o755)
+    code, _, said = call(checkout, FD_DEVICE="gpu")
+    assert code == 0, said
+    made = calls(checkout)
+    code, _, said = call(checkout, FD_DEVICE="")
+    assert (code, said, calls(checkout)) == (0, "", made)
+    call(checkout, FD_DEVICE="cpu")
+    assert calls(checkout)[len(made)] == "venv"
+
+
 def test_an_interrupted_set_up_is_done_again(checkout: Path) -> None:
     """Ctrl-C in the middle leaves no stamp."""
     process = start(checkout, FAKE_SLEEP="20")

@@ -42,6 +42,14 @@ def test_the_image_runs_as_an_unprivileged_user_by_number() -> None:
     assert not {"RUN", "COPY", "ADD"} & set(words[words.index("USER") :])
 
 
+def test_the_image_can_compile_what_a_start_compiles() -> None:
+    """Triton with Python's headers, torch.compile with g++, caches where any user may write."""
+    install = next(one for one in last_stage() if one.word == "RUN" and "apt-get install" in one.text)
+    assert {"g++", "python3.12-dev"} <= set(install.text.split())
+    assert variables(FILE)["HOME"] == "/cache"
+    assert any("install -d -m 1777 /cache" in one.text for one in last_stage())
+
+
 def test_packages_come_from_the_lock_with_hashes() -> None:
     """And from nowhere else."""
     (install,) = [one for one in FILE if one.word == "RUN" and "pip install" in one.text]
@@ -120,4 +128,4 @@ def test_parsing_joins_lines_and_knows_stages() -> None:
     assert words.count("FROM") == 3
     assert {one.stage for one in FILE if one.word == "RUN"} == {"lean", "python", ""}
     install = next(one for one in FILE if "useradd" in one.text)
-    assert install.commands[-1] == "useradd --create-home --uid 10001 fd"
+    assert install.commands[-1] == "useradd --no-create-home --home-dir /cache --uid 10001 fd"
