@@ -18,7 +18,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from fd_async.errors import CheckpointError, LearnerError, LearnerRankDied, NonFiniteLoss, PreflightError
-from fd_async.learner.checkpoints import find_checkpoint, model_folder
+from fd_async.learner.checkpoints import checkpoint_id, find_checkpoint, model_folder, read_state
 from fd_async.learner.client import Learner, start_learner
 from fd_async.pipeline.checkpoints import Checkpoints
 from fd_async.types import StagedWeights
@@ -180,16 +180,18 @@ async def test_a_run_started_from_a_checkpoint_takes_its_weights_alone(runs: Run
         for step in (1, 2):
             await learner.step(tiny_samples(6, seed=step), step=step)
         saved = await learner.stage(2, [1, 2, 3])
-        checkpoint = await keep(learner, tmp_path / "checkpoints", 2)
+        checkpoint = await keep(learner, tmp_path / "runs" / "fd" / "checkpoints", 2)
     assert (model_folder(checkpoint) / "config.json").is_file()
     tables = {"algorithm": {"type": "grpo"}, "model": {"init_from": str(checkpoint)}}
     async with runs.start("grpo", **tables) as learner:
         assert (await learner.stage(0, [1, 2, 3])).sha256 == saved.sha256
         assert (await learner.step(tiny_samples(4), step=1)).metrics["grpo/kl"] == pytest.approx(0.0, abs=1e-9)
-        second = await keep(learner, tmp_path / "second", 1)
+        second = await keep(learner, tmp_path / "runs" / "grpo" / "checkpoints", 1)
         kl = (await learner.step(tiny_samples(4), step=2)).metrics["grpo/kl"]
     assert kl > 0.0
-    tables["model"] = {}
+    assert read_state(second).origin_id == checkpoint_id(checkpoint)
+    (tmp_path / "runs").rename(tmp_path / "moved")  # the reference is found beside the run
+    second = tmp_path / "moved" / second.relative_to(tmp_path / "runs")
     async with runs.start("grpo-again", resume_from=second, **tables) as learner:
         assert (await learner.step(tiny_samples(4), step=2)).metrics["grpo/kl"] == kl
 
