@@ -11,7 +11,8 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -45,7 +46,8 @@ def fetch(place: Place, *, offline: bool, timeout_s: float) -> Path:
         )
     else:
         try:
-            path = _within(timeout_s, place, lambda: _download(place))
+            with _without_retries():
+                path = _within(timeout_s, place, lambda: _download(place))
         except PreflightError as error:
             if not is_there:
                 raise
@@ -53,6 +55,19 @@ def fetch(place: Place, *, offline: bool, timeout_s: float) -> Path:
             raise PreflightError(f"{error}; {advice}") from error
     _check(place, path)
     return path
+
+
+@contextmanager
+def _without_retries() -> Iterator[None]:
+    """Leave out the hub's own lines about each try: one of ours says what came of them."""
+    from huggingface_hub.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _download(place: Place) -> Path:

@@ -14,6 +14,7 @@ import huggingface_hub.constants
 import huggingface_hub.file_download
 import huggingface_hub.utils._detect_agent
 import huggingface_hub.utils._http
+import huggingface_hub.utils.logging
 import pytest
 
 from fd_async.config.schema import Data
@@ -163,3 +164,18 @@ def test_a_named_source_is_the_one_that_was_pinned(hub: FakeHub, monkeypatch: py
     assert (len(train), len(test)) == (20, 5)
     assert not {row.name for row in train} & {row.name for row in test}
     assert len(Sources(table).read("leanworkbook")) == 40
+
+
+def test_a_hub_that_is_not_there_is_told_in_one_line(
+    hub: FakeHub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The library tries again five times and would say so each time."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        nowhere = f"http://127.0.0.1:{probe.getsockname()[1]}"
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", nowhere)
+    before = huggingface_hub.utils.logging.get_verbosity()
+    with pytest.raises(PreflightError, match="cannot be had from the hub"):
+        read(f"hub:{REPOSITORY}@{COMMIT}")
+    assert (capsys.readouterr().err, caplog.text) == ("", "")
+    assert huggingface_hub.utils.logging.get_verbosity() == before
