@@ -88,6 +88,7 @@ class Pusher:
             "staged": msgspec.to_builtins(staged),
             "stamp": msgspec.to_builtins(stamp),
             "ahead": self._config.push_ahead,
+            "engines": self._config.data_parallel_size,
         }
         try:
             await self._llm.collective_rpc("fd_prepare", args=(message,))

@@ -169,8 +169,9 @@ class WorkerExtension:
             self.fd_contract = read_contract(self.vllm_config.model_config.model)
         staged = msgspec.convert(message["staged"], StagedWeights)
         stamp = msgspec.convert(message["stamp"], FileStamp)
-        # All workers of this machine together hold this much beside the live weights.
-        num_bytes = staged.num_bytes * self.vllm_config.parallel_config.data_parallel_size
+        # All workers of this machine together hold this much beside the live weights. vLLM tells those of a dense model
+        # that theirs is the only engine.
+        num_bytes = staged.num_bytes * message.get("engines", 1)
         self.fd_preparation = Preparation(
             self.model_runner.get_model(),
             self.fd_contract,

@@ -54,6 +54,9 @@ def test_a_gpu_engine_compiles_nothing_with_nvcc() -> None:
         engine_arguments("m", policy, dtype="bfloat16", seed=0, frozen=False) for policy in (Policy(gpus=[0]), Policy())
     ]
     assert [one.get("gdn_prefill_backend") for one in arguments] == ["triton", None]
+    assert {one["logprobs_mode"] for one in arguments} == {"processed_logprobs"}, "which FlashInfer's sampler lacks"
+    variables = engine_environment("m", Policy(gpus=[0]), Path("/scratch/logging.json"))
+    assert variables["VLLM_USE_FLASHINFER_SAMPLER"] == "0"
 
 
 def test_a_frozen_engine_takes_no_weights() -> None:

@@ -35,9 +35,12 @@ class Vllm(FakeVllm):
         super().__init__()
         self.questions = 1.0
         self.error = ""
+        self.engines: list[int] = []
 
     async def collective_rpc(self, method: str, args: tuple[Any, ...] = ()) -> list[bool | None]:
         self.calls.append(f"{method} {args[0]}" if method == "fd_commit" else method)
+        if method == "fd_prepare":
+            self.engines.append(args[0]["engines"])  # type: ignore[index]
         if method == "fd_commit" and self.failure:
             raise RuntimeError(self.failure)
         if method != "fd_is_prepared":
@@ -74,6 +77,14 @@ async def test_nothing_is_held_before_everything_is_prepared(
     assert vllm.calls == ["fd_prepare", *["fd_is_prepared"] * 3]
     await pusher.commit(staged, message, None)
     assert vllm.calls[4:] == ["pause", "fd_commit 1", "version 1", "resume"]
+
+
+async def test_workers_learn_how_many_engines_share_the_memory(
+    tmp_path: Path, staged: StagedWeights, vllm: Vllm
+) -> None:
+    """Each prepares a copy in the memory of one machine; vLLM itself tells a worker that its engine is the only one."""
+    await make_pusher(vllm, tmp_path, replace(CONFIG, data_parallel_size=4)).check(staged, None)
+    assert vllm.engines == [4]
 
 
 async def test_a_file_system_that_hangs_is_named(tmp_path: Path, staged: StagedWeights, vllm: Vllm) -> None:
