@@ -39,8 +39,8 @@ def engine_environment(model_path: str, config: Policy, logging_file: Path) -> d
     if Path(model_path).is_dir():
         variables |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     if config.gpus:
-        # Numbers as nvidia-smi counts; CUDA's own order begins with the fastest. FlashInfer's sampler, which nvcc compiles,
-        # has no log-probs after temperature: vLLM would import it, ask it, and never use it.
+        # Numbers as nvidia-smi counts; CUDA's own order begins with the fastest. FlashInfer's sampler, which nvcc
+        # compiles, has no log-probs after temperature: vLLM would import it and never use it.
         return variables | {
             "VLLM_USE_FLASHINFER_SAMPLER": "0",
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
