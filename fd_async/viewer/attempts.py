@@ -9,7 +9,7 @@ from fd_async.data.ledger import AttemptRecord
 
 
 def attempt(record: AttemptRecord) -> dict[str, Any]:
-    """Return one attempt; `tokens` stands only where the learner scored it."""
+    """Return one attempt; `tokens` and `choices`, the teacher's own, stand only where the learner scored it."""
     rollout, feedback = record.rollout, record.feedback
     shown: dict[str, Any] = {
         "id": rollout.id,
@@ -40,6 +40,7 @@ def attempt(record: AttemptRecord) -> dict[str, Any]:
         ],
         "feedback": None,
         "tokens": None,
+        "choices": {},
         "gain": None,
     }
     if feedback is not None:
@@ -53,6 +54,9 @@ def attempt(record: AttemptRecord) -> dict[str, Any]:
         deltas = _sampled_deltas(record.token_deltas, rollout.sampled_mask)
         sampled = [delta for delta in deltas if delta is not None]
         shown["tokens"] = [record.token_texts, deltas]
+        shown["choices"] = {
+            i: [[text, round(p, 4)] for text, p in found] for i, found in record.teacher_choices.items()
+        }
         shown["gain"] = round(sum(sampled) / len(sampled), 3) if sampled else None
     return shown
 

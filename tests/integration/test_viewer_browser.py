@@ -87,9 +87,19 @@ def run(tmp_path: Path) -> Path:
 
 def record(run: Path, *rollouts: Rollout) -> None:
     async def write() -> None:
-        async with open_ledger(run / "ledger.db") as ledger:
+        async with open_ledger(run / "ledger.db") as ledger, anyio.create_task_group() as tasks:
             for rollout in rollouts:
-                await ledger.put_rollout(rollout, "queued", admitted_version=0, step=None)
+                put = partial(ledger.put_rollout, rollout, "queued", admitted_version=0, step=None)
+                tasks.start_soon(put)
+
+    elsewhere(partial(anyio.run, write))
+
+
+def drop(run: Path, *ids: str) -> None:
+    async def write() -> None:
+        async with open_ledger(run / "ledger.db") as ledger:
+            for name in ids:
+                await ledger.drop(name, "too_old")
 
     elsewhere(partial(anyio.run, write))
 
@@ -167,8 +177,10 @@ def test_an_attempt_opens_by_keyboard_with_coloured_tokens(run: Path, show: Open
         "#detail .tokens span", "spans => new Set(spans.map(s => getComputedStyle(s).backgroundColor)).size"
     )
     assert colours > 5
-    page.locator("#detail .tokens span[data-delta]").nth(2).hover()
+    page.locator("#detail .tokens span[data-delta]:not([data-choices])").first.hover()
     assert re.fullmatch(r"[+−]?\d\.\d\d nats", page.inner_text("#tip"))
+    page.locator("#detail .tokens span[data-choices]").first.hover()
+    assert re.match(r'[+−]?\d\.\d\d nats; the teacher would write "Real" 98\.1%, ', page.inner_text("#tip"))
     page.goto(page.url)
     page.wait_for_selector("#detail .tokens")
     assert page.inner_text("#detail") == text
@@ -197,6 +209,50 @@ def test_what_happens_meanwhile_appears_without_a_reload(run: Path, show: Open) 
     assert page.locator(".entry .lean").first.inner_text() == "late_to_the_party"
     page.click("#newer")
     api.expect(page.locator(".entry .lean").first).to_have_text("even_later")
+
+
+def scroll_to(page: Page, index: int) -> str:
+    """Scroll until a row of the list is the first on the screen; return the attempt that stands there."""
+    rows = page.locator(".entry")
+    while rows.count() <= index + 100:
+        before = rows.count()
+        page.evaluate("list.scrollTop = list.scrollHeight")
+        page.wait_for_function("before => document.querySelectorAll('.entry').length > before", arg=before)
+    rows.nth(index).evaluate("row => row.scrollIntoView({ block: 'start' })")
+    return rows.nth(index).get_attribute("data-id") or ""
+
+
+def test_far_down_a_growing_list_rows_change_and_none_moves(run: Path, show: Open) -> None:
+    """At row 1,000: what becomes of an attempt is shown, new ones are announced, and each row stays where it is."""
+    record(run, *[named(1000 + i, f"long_{i}") for i in range(1200)])
+    page = show(run, "/attempts?outcome=queued")
+    page.wait_for_selector(".entry")
+    read = scroll_to(page, 1000)
+    row = page.locator(f'.entry[data-id="{read}"]')
+    place = row.evaluate("row => row.getBoundingClientRect().top")
+    record(run, *[named(5000 + i, f"late_{i}") for i in range(3)])
+    api.expect(page.locator("#newer")).to_have_text("3 new")
+    drop(run, read)
+    api.expect(row).to_have_class(re.compile(r"\bleft\b"))
+    record(run, *[named(6000 + i, f"later_{i}") for i in range(400)])
+    api.expect(page.locator("#newer")).to_have_text("100+ new")
+    assert row.evaluate("row => row.getBoundingClientRect().top") == place
+    page.click("#clear")
+    count_is(page, "1,651 attempts")
+    row = page.locator(f'.entry[data-id="{scroll_to(page, 1100)}"]')
+    api.expect(row).to_contain_text("queued")
+    place = row.evaluate("row => row.getBoundingClientRect().top")
+    drop(run, row.get_attribute("data-id") or "")
+    api.expect(row).to_contain_text("dropped: too old")
+    assert row.evaluate("row => row.getBoundingClientRect().top") == place
+    record(run, named(9000, "the_last"))
+    page.click("#newer")
+    api.expect(page.locator(".entry .lean").first).to_have_text("the_last")
+    record(run, *[named(9100 + i, f"flood_{i}") for i in range(250)])
+    page.mouse.move(5, 5)  # nobody reads the list: it follows the run
+    record(run, named(9500, "the_very_last"))
+    api.expect(page.locator(".entry .lean").first).to_have_text("the_very_last")
+    assert page.locator(".entry").count() == 100
 
 
 def test_a_server_that_ended_is_said(run: Path, show: Open, browser: Browser) -> None:

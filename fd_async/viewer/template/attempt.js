@@ -10,6 +10,8 @@ function tokens(attempt, from, to) {
     if (delta === null) span.className = "muted";
     else {
       span.dataset.delta = delta;
+      const choices = attempt.choices[i];
+      if (choices) span.dataset.choices = choices.map(([text, share]) => `${JSON.stringify(text)} ${number(share, "share")}`).join(", ");
       const strength = Math.min(Math.abs(delta) / FULL_COLOUR_NATS, 1) * 0.75;
       if (strength > 0.01) {
         paint(span, "background", `rgb(var(${delta > 0 ? "--teacher" : "--student"}) / ${strength.toFixed(2)})`);

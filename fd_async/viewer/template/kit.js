@@ -36,12 +36,12 @@ const outcomeClass = (outcome) => (outcome.startsWith("dropped") ? "odd" : "");
 
 const tip = byId("tip");
 document.addEventListener("pointerover", (event) => {
-  const delta = event.target.dataset?.delta;
+  const { delta, choices } = event.target.dataset ?? {};
   tip.hidden = delta === undefined;
   if (delta === undefined) return;
-  tip.textContent = `${signed(Number(delta))} nats`;
+  tip.textContent = plain(`${signed(Number(delta))} nats${choices ? `; the teacher would write ${choices}` : ""}`);
   const box = event.target.getBoundingClientRect();
-  paint(tip, "left", `${Math.min(box.left, innerWidth - 120)}px`);
+  paint(tip, "left", `${Math.max(2, Math.min(box.left, innerWidth - tip.offsetWidth - 8))}px`);
   paint(tip, "top", `${Math.max(box.top - 28, 2)}px`);
 });
 

@@ -114,6 +114,7 @@ def test_scored_attempts_carry_a_delta_per_token_and_none_for_tool_output(page: 
     for attempt in scored:
         texts, deltas = attempt["tokens"]  # type: ignore[misc]
         assert len(texts) == len(deltas) == attempt["num_tokens"]
+        assert {"Real", "ℝ"} <= {text for found in attempt["choices"].values() for text, _ in found}  # type: ignore[union-attr]
         assert sum(delta is not None for delta in deltas) == attempt["num_sampled"]
 
 
