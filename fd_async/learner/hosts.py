@@ -37,7 +37,17 @@ log = structlog.get_logger(__name__)
 
 _LINE = re.compile(r"(\S+)\s+slots\s*=\s*(\d+)")
 _PROGRAMS = {"pdsh": "pdsh", "ssh": "ssh", "openmpi": "mpirun", "mpich": "mpirun", "slurm": "srun"}
-_FORWARDED = ("NCCL_", "GLOO_", "UCX_", "FI_", "HF_HOME", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "TRITON_")
+_FORWARDED = (
+    "NCCL_",
+    "GLOO_",
+    "UCX_",
+    "FI_",
+    "HF_HOME",
+    "HF_HUB_OFFLINE",
+    "TRANSFORMERS_OFFLINE",
+    "TRITON_",
+    "PYTORCH_",
+)
 """Prefixes of variables of this process that every rank gets."""
 _RANK_SPEAKS_FIRST_S = 1.0
 """A launcher ends because a rank died, and the rank's own end says more; wait this long for it."""

@@ -346,6 +346,19 @@ def test_launchers_get_no_secret_and_the_hosts_in_order(tmp_path: Path, monkeypa
     assert "hidden" not in str([runner, here, there])
 
 
+def test_ranks_of_every_host_get_what_networks_and_allocators_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Variables of the run that its own ranks inherit; no others."""
+    for name in ("NCCL_SOCKET_IFNAME", "PYTORCH_ALLOC_CONF", "TRITON_CACHE_DIR", "FD_TEST_KEY"):
+        monkeypatch.setenv(name, "x")
+    (tmp_path / "hostfile").write_text("localhost slots=1\n")
+    config = tiny_config(learner={"hostfile": str(tmp_path / "hostfile"), "ranks": 1})
+    told = hosts.link_file(config, hosts.check(config), "a:1", "s", tmp_path).settings
+    assert {"NCCL_SOCKET_IFNAME", "PYTORCH_ALLOC_CONF", "TRITON_CACHE_DIR"} <= set(told)
+    assert "FD_TEST_KEY" not in told
+
+
 def test_a_link_file_is_replaced_and_private(tmp_path: Path) -> None:
     """A file that others could read is not written into."""
     path = tmp_path / "link.json"
