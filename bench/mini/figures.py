@@ -52,7 +52,6 @@ TEACHERS = {
 }
 CONSTANT = {"constant_short": "short recipe", "constant_long": "long recipe"}
 ACCURACY, ENTROPY, KL = "train/pass_rate", "policy/entropy", "policy/teacher_kl"
-NOTE = "Lines: means over seeds. Bands: lowest to highest seed."
 _WINDOWS = f"Points are means over {WINDOW} attempts or a little more."
 
 
@@ -67,6 +66,12 @@ class Picture:
     """Conditions and what the legend calls them."""
     axes: list[Axes]
     caption: str
+
+    @property
+    def note(self) -> str:
+        """Say what the bands are, where there are any."""
+        has_bands = any(curve.low for axes in self.axes for curve in axes.curves)
+        return "Lines: means over seeds. Bands: lowest to highest seed." if has_bands else ""
 
     def legend(self) -> list[tuple[str, int]]:
         """Return the labels that are drawn, with their look."""
@@ -98,7 +103,7 @@ def pictures(sizes: Sizes, runs: Runs, scalings: Scalings) -> list[Picture]:
         ], f"{_WINDOWS} Dashed: GRPO, from step {sizes.first_stage_steps} of the first stage in the same colour."),
         Picture("teachers", "Retention of the teacher's average (EMA), with and without the anchor", TEACHERS, [
             _axes(sizes, runs, TEACHERS, "Accuracy", "share", ACCURACY),
-            _axes(sizes, runs, TEACHERS, "Policy entropy", "nats per token", ENTROPY),
+            _axes(sizes, runs, TEACHERS, "Policy entropy, logarithmic", "nats per token", ENTROPY, is_logarithmic=True),
         ], f"{_WINDOWS} Dotted: without the anchor, as in the paper. The sweep has {sizes.ema_steps} steps, and the"
            " claims look no further."),
         Picture("constant", "Constant feedback under a frozen teacher", CONSTANT, [
@@ -124,7 +129,15 @@ def _pairs_text(scalings: Scalings, matched: Mapping[int, Any]) -> str:
 
 
 def _axes(
-    sizes: Sizes, runs: Runs, names: Mapping[str, str], title: str, unit: str, key: str, *, per_step: bool = False
+    sizes: Sizes,
+    runs: Runs,
+    names: Mapping[str, str],
+    title: str,
+    unit: str,
+    key: str,
+    *,
+    per_step: bool = False,
+    is_logarithmic: bool = False,
 ) -> Axes:
     """Draw a column against the attempts (or steps) from the first model on, averaged in the windows of the claims."""
     curves = []
@@ -136,8 +149,10 @@ def _axes(
         steps = sizes.first_stage_steps if name.startswith("grpo_over_") else 0
         x = [steps + end.step if per_step else steps * sizes.prompts + end.attempts for end in ends[0][:shared]]
         curves.append(_curve(label, name, x, [[end.values[key] for end in one[:shared]] for one in ends]))
-    return Axes(title=title, x_name="gradient step" if per_step else "attempts", unit=unit, curves=curves,
-                note="no run yet")  # fmt: skip
+    return Axes(
+        title=title, x_name="gradient step" if per_step else "attempts", unit=unit, curves=curves, note="no run yet",
+        is_logarithmic=is_logarithmic,
+    )  # fmt: skip
 
 
 def _step_axes(runs: Runs, title: str, unit: str, values: Callable[[Sequence[Any]], Sequence[float]]) -> Axes:

@@ -16,7 +16,7 @@ from typing import Any
 from bench.mini.claims import SUITE, Runs, Scalings
 from bench.mini.conditions import Sizes, conditions, run_dir
 from bench.mini.curves import windows
-from bench.mini.figures import ACCURACY, CONSTANT, ENTROPY, METHODS, NOTE, SOURCES, TEACHERS, Picture, pictures
+from bench.mini.figures import ACCURACY, CONSTANT, ENTROPY, METHODS, SOURCES, TEACHERS, Picture, pictures
 from bench.mini.table import HEAD, RULE, comparisons, counted, is_measurable, outcome, remarks
 from fd_async.telemetry.sinks import replace_file
 from fd_async.viewer.figures.drawing import draw
@@ -81,7 +81,7 @@ def write_page(
     shown = []
     for picture in pictures(sizes, runs, scalings):
         if any(axes.curves for axes in picture.axes):
-            data = draw(picture.title, picture.axes, picture.legend(), "svg", note=NOTE)
+            data = draw(picture.title, picture.axes, picture.legend(), "svg", note=picture.note)
             replace_file(to / f"{picture.name}.svg", data)
             shown.append(_figure(picture, data))
     page = _PAGE.substitute(

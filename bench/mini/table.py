@@ -95,11 +95,12 @@ def remarks(figures: Mapping[str, Any]) -> list[str]:
     for name, value in figures.items():
         if name == "reason":
             found.append(str(value))
-        elif name == "pairs" and value:
-            found.append(f"pass@1 of the pairs: {'; '.join(_pair(seed, pair) for seed, pair in value.items())}")
+        elif name == "pairs":
+            shown = "; ".join(_pair(seed, pair) for seed, pair in value.items())
+            found += [f"pass@1 of the pairs: {shown}"] if shown else []
         elif isinstance(value, Mapping) and "finding" not in value and _is_by_seed(value):
-            shown = (f"{_LABELS.get(key, key)} {_plain(seeds)}" for key, seeds in value.items() if seeds)
-            found.append(f"{_TITLES.get(name, name)}, by seed: {'; '.join(shown) or 'none yet'}")
+            shown = "; ".join(f"{_LABELS.get(key, key)} {_plain(seeds)}" for key, seeds in value.items() if seeds)
+            found += [f"{_TITLES.get(name, name)}, by seed: {shown}"] if shown else []
     return found
 
 

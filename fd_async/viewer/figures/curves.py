@@ -63,6 +63,11 @@ class Drawn(Struct, kw_only=True):
     def has_data(self) -> bool:
         return any(curves for _, _, curves in self.panels)
 
+    def groups(self, groups: Sequence[Group]) -> list[Group]:
+        """Return those of which something is drawn."""
+        labels = {one.label for _, _, curves in self.panels for one in curves}
+        return [group for group in groups if group.label in labels]
+
 
 def resolve_key(panel: Panel, parts: Mapping[str, str]) -> str:
     """Return the column of a panel; a part that no run evaluates stays in braces."""
@@ -82,9 +87,10 @@ def curve(group: Group, place: int, panel: Panel, key: str) -> Curve | Missing:
     found = [dict(points(run, key, per_step=panel.transform == "per step")) for run in group.runs]
     if not all(found):
         empty = [run for run, values in zip(group.runs, found, strict=True) if not values]
-        names = [f"{run.name}: " if len(group.runs) > 1 else "" for run in empty]
-        whys = (f"{name}{_why(run, key)}" for name, run in zip(names, empty, strict=True))
-        return Missing(group.label, "; ".join(whys))
+        whys = [_why(run, key) for run in empty]
+        if len(empty) == len(group.runs) and len(set(whys)) == 1:
+            return Missing(group.label, whys[0])
+        return Missing(group.label, "; ".join(f"{run.name}: {why}" for run, why in zip(empty, whys, strict=True)))
     shared = sorted(set.intersection(*(set(values) for values in found)))
     if not shared:
         return Missing(group.label, f"its runs have {key} at no common step")

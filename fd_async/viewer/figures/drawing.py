@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import logging
 import math
+import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,7 +31,11 @@ _MAX_LABEL = 44
 _COLUMNS = {1: (1, 1), 2: (1, 2), 3: (1, 3), 4: (2, 2)}
 _LEFT, _RIGHT, _TOP, _BOTTOM, _ACROSS, _DOWN = 0.72, 0.18, 0.72, 0.56, 0.82, 0.92
 """Inches around the axes and between them; the legend's lines come below."""
-_LINE = 0.23
+_LINE, _NOTE_LINE = 0.23, 0.16
+_NOTE_LETTERS = 13.5
+"""Of a note, in an inch."""
+_STEPS = (1, 2, 2.5, 5, 10)
+"""Between ticks, and these times a power of ten."""
 _INK, _MUTED, _RULE = "#1b2230", "#5a6475", "#e4e7ec"
 _STYLE: dict[str, Any] = {
     "svg.hashsalt": "fd_async",
@@ -55,8 +60,8 @@ class Axes(Struct, frozen=True, kw_only=True):
     """Said inside where nothing is drawn."""
     is_doubling: bool = False
     """The x axis counts in powers of two."""
-    is_rate: bool = False
-    """The y axis is logarithmic: the rate of a total falls by orders of magnitude in the first steps."""
+    is_logarithmic: bool = False
+    """The y axis is: the rate of a total, for one, falls by orders of magnitude in the first steps."""
 
 
 def require_matplotlib() -> None:
@@ -92,7 +97,7 @@ def draw(
         labels: of the legend, with their place among all labels.
         form: `svg` or `png`.
         shares_y: give all axes the same y limits.
-        note: one line below the legend, such as what the bands are.
+        note: below the legend, such as what the bands are.
 
     Raises:
         PreflightError: matplotlib is missing.
@@ -107,22 +112,23 @@ def draw(
         entries = _entries(labels, num_columns)
         num_lines = math.ceil(len(labels) / entries)
         wide, high = (6.4, 3.4) if num_columns == 1 else (3.9, 2.7)
-        below = _LINE if note else 0.0
-        bottom = _BOTTOM + 0.12 + _LINE * num_lines + below
         width = _LEFT + num_columns * wide + (num_columns - 1) * _ACROSS + _RIGHT
+        notes = textwrap.wrap(note, int(_NOTE_LETTERS * (width - 0.3)))
+        below = 0.07 + _NOTE_LINE * len(notes) if notes else 0.0
+        bottom = _BOTTOM + 0.12 + _LINE * num_lines + below
         height = _TOP + num_rows * high + (num_rows - 1) * _DOWN + bottom
         figure = Figure(figsize=(width, height), facecolor="white")
         (FigureCanvasSVG if form == "svg" else FigureCanvasAgg)(figure)
         figure.suptitle(
-            title, x=0.012, y=1 - 0.12 / height, ha="left", va="top", fontsize=12, color=_INK, weight="bold"
+            title, x=0.11 / width, y=1 - 0.12 / height, ha="left", va="top", fontsize=12, color=_INK, weight="bold"
         )
         places = figure.subplots(num_rows, num_columns, squeeze=False)
         for place, one in zip(places.flat, axes, strict=True):
-            _panel(place, one)
+            _panel(place, one, _all_x(one, axes))
         if shares_y:
             _share_y([place for place, one in zip(places.flat, axes, strict=True) if one.curves])
         _legend(figure, labels, entries, below / height)
-        figure.text(0.014, 0.09 / height, note, fontsize=8.5, color=_MUTED, va="bottom")
+        figure.text(0.11 / width, 0.09 / height, "\n".join(notes), fontsize=8.5, color=_MUTED, va="bottom")
         figure.subplots_adjust(
             left=_LEFT / width, right=1 - _RIGHT / width, top=1 - _TOP / height, bottom=bottom / height,
             wspace=_ACROSS / wide, hspace=_DOWN / high,
@@ -145,7 +151,12 @@ def _settings() -> Iterator[None]:
         yield
 
 
-def _panel(place: Any, axes: Axes) -> None:
+def _all_x(one: Axes, axes: Sequence[Axes]) -> list[int]:
+    """Return every x of the axes that count the same thing: beside each other they begin and end alike."""
+    return sorted({x for other in axes if other.x_name == one.x_name for curve in other.curves for x in curve.x})
+
+
+def _panel(place: Any, axes: Axes, xs: Sequence[int]) -> None:
     place.set_title(axes.title, loc="left", fontsize=10.5, color=_INK)
     place.set_xlabel(axes.x_name, color=_MUTED)
     windows = sorted({curve.window for curve in axes.curves if curve.is_averaged})
@@ -167,12 +178,14 @@ def _panel(place: Any, axes: Axes) -> None:
             0.5, 0.5, axes.note or "no run has it", transform=place.transAxes, ha="center", va="center", color=_MUTED
         )
         return
+    longest = max(len(curve.x) for curve in axes.curves)
     for curve in axes.curves:
-        _line(place, curve)
+        _line(place, curve, longest)
     _scale(place, axes)
+    _scale_x(place, axes, xs)
 
 
-def _line(place: Any, curve: Curve) -> None:
+def _line(place: Any, curve: Curve, longest: int) -> None:
     look = _look(curve.colour)
     if curve.low is not None and curve.high is not None:
         place.fill_between(curve.x, curve.low, curve.high, color=look["color"], alpha=0.16, linewidth=0)
@@ -182,20 +195,19 @@ def _line(place: Any, curve: Curve) -> None:
     every: Any = 1
     if curve.marks and num > 40:
         every = num // 20
-    elif num > 40:  # a few, at other places for other labels, so that a line can be told without its colour
-        gap = max(1, num // 5)
-        every = (gap * (curve.colour % len(_MARKS)) // len(_MARKS), gap)
+    elif not curve.marks and longest > 40:  # a few, at other places for other labels, to tell lines without colours
+        gap = longest // 5
+        every = (min(gap * (curve.colour % len(_MARKS)) // len(_MARKS), num // 2), gap)
     place.plot(curve.x, curve.y, linewidth=1.6, markersize=4.2, markevery=every, solid_joinstyle="round", **look)
 
 
 def _scale(place: Any, axes: Axes) -> None:
-    """Choose limits and ticks; what is never negative begins at 0 unless it changes little."""
+    """Choose limits and ticks of y; what is never negative begins at 0 unless it changes little."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
     top = max(max(curve.high or curve.y) for curve in axes.curves)
     bottom = min(min(curve.low or curve.y) for curve in axes.curves)
-    steps = [1, 2, 2.5, 5, 10]
-    if axes.is_rate and top > 0:
+    if axes.is_logarithmic and top > 0:
         place.set_yscale("log")
         low = min((y for curve in axes.curves for y in curve.low or curve.y if y > 0), default=top)
         place.set_ylim(low / 1.3, top * 1.3)
@@ -211,10 +223,14 @@ def _scale(place: Any, axes: Axes) -> None:
             place.set_ylim(bottom - 0.1 * (abs(bottom) or 1), top + 0.1 * (abs(top) or 1))
         if axes.unit == "share":
             place.set_ylim(place.get_ylim()[0], min(place.get_ylim()[1], 1.02))
-        place.yaxis.set_major_locator(MaxNLocator(6, steps=steps))
+        place.yaxis.set_major_locator(MaxNLocator(6, steps=_STEPS))
     percent = axes.unit == "share"
     place.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}" if percent else short(value)))
-    xs = sorted({x for curve in axes.curves for x in curve.x})
+
+
+def _scale_x(place: Any, axes: Axes, xs: Sequence[int]) -> None:
+    from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
     if axes.is_doubling:
         place.set_xscale("log", base=2)
         place.xaxis.set_major_locator(FixedLocator(xs))
@@ -222,7 +238,7 @@ def _scale(place: Any, axes: Axes) -> None:
         place.xaxis.set_minor_locator(NullLocator())
         place.set_xlim(xs[0] / 1.15, xs[-1] * 1.15)
         return
-    place.xaxis.set_major_locator(MaxNLocator(7, steps=steps, integer=True))
+    place.xaxis.set_major_locator(MaxNLocator(7, steps=_STEPS, integer=True))
     place.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value < 1e6 else short(value)))
     edge = 0.02 * (xs[-1] - xs[0]) or 1
     place.set_xlim(xs[0] - edge, xs[-1] + edge)
@@ -255,17 +271,21 @@ def _legend(figure: Any, labels: Sequence[tuple[str, int]], columns: int, bottom
 
 def _entries(labels: Sequence[tuple[str, int]], num_columns: int) -> int:
     """Return how many labels stand side by side."""
-    longest = max((len(_short_label(label)) for label, _ in labels), default=1)
+    widths = [0.75 + 0.085 * len(_short_label(label)) for label, _ in labels]
     room = 7.1 if num_columns == 1 else 4.7 * num_columns
-    return max(1, min(len(labels) or 1, int(room / (0.75 + 0.085 * longest))))
+    for entries in range(len(widths), 1, -1):
+        lines = math.ceil(len(widths) / entries)
+        if sum(max(widths[start : start + lines]) for start in range(0, len(widths), lines)) <= room:
+            return entries
+    return 1
 
 
 def _look(place: int) -> dict[str, Any]:
-    """Return how a label is drawn; beyond eight labels colours come again with another dash."""
+    """Return how a label is drawn; beyond eight labels colours come again with another dash and mark."""
     return {
         "color": COLOURS[place % len(COLOURS)],
         "linestyle": _DASHES[place // len(COLOURS) % len(_DASHES)],
-        "marker": _MARKS[place % len(_MARKS)],
+        "marker": _MARKS[(place + 2 * (place // len(COLOURS))) % len(_MARKS)],
     }
 
 

@@ -92,7 +92,7 @@ def _csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> bytes:
 
 def _shown(one: Drawn, groups: Sequence[Group], image: bytes | None, form: str) -> dict[str, Any]:
     figure = one.figure
-    drawn = {curve.label for _, _, curves in one.panels for curve in curves}
+    drawn = one.groups(groups)
     source = f"data:{_TYPES[form]};base64,{base64.b64encode(image).decode()}" if image is not None else None
     return {
         "name": figure.name,
@@ -101,8 +101,8 @@ def _shown(one: Drawn, groups: Sequence[Group], image: bytes | None, form: str) 
         "image": source,
         "file": f"{figure.name}.{form}",
         "paper": figure.paper,
-        "drawn": [group.label for group in groups if group.label in drawn],
-        "settings": _settings(figure, [group for group in groups if group.label in drawn]),
+        "drawn": [group.label for group in drawn],
+        "settings": _settings(figure, drawn),
         "missing": _missing(one),
         "notes": one.notes,
         "panels": [f"{panel.title}: {key}, {panel.unit}" for panel, key, _ in one.panels],
@@ -126,11 +126,14 @@ def _settings(figure: Figure, groups: Sequence[Group]) -> list[tuple[str, bool, 
 
 
 def _missing(one: Drawn) -> list[tuple[str, list[str]]]:
-    """Return why something is missing, once, with the panels that it is missing in."""
-    found: dict[tuple[str, str], list[str]] = {}
+    """Return why something is missing, once, with the labels and the panels that it is missing in."""
+    panels: dict[tuple[str, str], list[str]] = {}
     for panel, lacking in one.missing:
-        found.setdefault((lacking.label, lacking.why), []).append(panel)
-    return [(f"{label}: {why}", panels) for (label, why), panels in found.items()]
+        panels.setdefault((lacking.label, lacking.why), []).append(panel)
+    labels: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for (label, why), found in panels.items():
+        labels.setdefault((why, tuple(found)), []).append(label)
+    return [(f"{', '.join(lacking)}: {why}", list(found)) for (why, found), lacking in labels.items()]
 
 
 def _columns(table: Sequence[Number]) -> list[tuple[str, str]]:

@@ -16,7 +16,7 @@ from fd_async.viewer.figures.curves import Curve, Drawn, Missing, curve, resolve
 from fd_async.viewer.figures.drawing import Axes, draw, require_matplotlib
 from fd_async.viewer.figures.leaks import read_leaks
 from fd_async.viewer.figures.numbers import numbers
-from fd_async.viewer.figures.runs import Group, name_groups, read_group, suites
+from fd_async.viewer.figures.runs import NO_FEEDBACK, Group, name_groups, read_group, suites
 from fd_async.viewer.figures.scaling import Match, match, read_evaluations
 from fd_async.viewer.figures.table import FIGURES, Figure, Panel
 
@@ -69,7 +69,8 @@ def write_figures(named: Sequence[tuple[str, Sequence[Path]]], out: Path, form: 
     for one in made:
         name = one.figure.name
         if one.has_data:
-            picture = draw(_title(one.figure), _axes(one), _labels(one, groups), form, shares_y=one.figure.shares_y)
+            labels, note = _labels(one, groups), _image_note(one, groups)
+            picture = draw(_title(one.figure), _axes(one), labels, form, shares_y=one.figure.shares_y, note=note)
             images[name] = files[f"{name}.{form}"] = picture
             files[f"{name}.csv"] = page.figure_csv(one.figure, one.panels)
     clock.lap("draw")
@@ -97,7 +98,36 @@ def collect(figure: Figure, groups: Sequence[Group], parts: Mapping[str, str], p
     if figure.has_scaling:
         drawn.panels.append((SCALING, SCALING.key, _scaling_curves(pair)))
         drawn.notes.append(f"{SCALING.title}: {pair if isinstance(pair, str) else pair.note}")
+    if unlike := unlike_the_paper(figure, drawn.groups(groups)):
+        drawn.notes.append(unlike)
     return drawn
+
+
+def unlike_the_paper(figure: Figure, groups: Sequence[Group]) -> str:
+    """Say why a figure does not show what the paper's does; empty where it may, and for a label alone.
+
+    Labels that differ in other things are drawn all the same, and whoever sees the image alone must know.
+    """
+    if len(groups) < 2:
+        return ""
+    key = figure.compares[0]
+    if len({value for group in groups if (value := group.setting(key)) != NO_FEEDBACK}) < 2:
+        return f"Not the comparison of the title: these runs do not differ in {key}."
+    if figure.about and figure.about[1] not in {group.setting(figure.about[0]) for group in groups}:
+        return f"Not the comparison of the title: no run here has {figure.about[0]} = {figure.about[1]}."
+    return ""
+
+
+def _image_note(drawn: Drawn, groups: Sequence[Group]) -> str:
+    """Say what an image must say itself: it may be shown without the page."""
+    said = []
+    if any(one.num_runs > 1 for _, _, curves in drawn.panels for one in curves):
+        said.append("Lines: means over runs. Bands: lowest to highest run.")
+    if any(curves for panel, _, curves in drawn.panels if panel is SCALING):
+        said.append("Bands of pass@k: 95 % intervals.")
+    if empty := [panel.title for panel, _, curves in drawn.panels if not curves]:
+        said.append(f"Nothing to draw of: {', '.join(empty)}.")
+    return " ".join([*said, unlike_the_paper(drawn.figure, drawn.groups(groups))]).strip()
 
 
 def make_folder(out: Path) -> None:
@@ -131,25 +161,28 @@ def _scaling_curves(pair: Match | str) -> list[Curve]:
 
 
 def _axes(drawn: Drawn) -> list[Axes]:
+    """Return the axes of the panels that have a curve."""
     made = []
-    for panel, key, curves in drawn.panels:
-        is_scaling = panel is SCALING
+    for panel, _, curves in drawn.panels:
+        if not curves:
+            continue
         made.append(
             Axes(
                 title=panel.title,
-                x_name="k, samples per statement" if is_scaling else "gradient step",
+                x_name=_x_name(panel),
                 unit=panel.unit,
                 curves=thinned(curves),
-                note="no two checkpoints to compare" if is_scaling else _nothing(key),
-                is_doubling=is_scaling,
-                is_rate=panel.transform == "per step",
+                is_doubling=panel is SCALING,
+                is_logarithmic=panel.transform == "per step",
             )
         )
     return made
 
 
-def _nothing(key: str) -> str:
-    return "no run evaluates such a suite" if "{" in key else f"no run has\n{key}"
+def _x_name(panel: Panel) -> str:
+    if panel is SCALING:
+        return "k, samples per statement"
+    return "gradient steps since the run began" if panel.transform == "per step" else "gradient step"
 
 
 def _labels(drawn: Drawn, groups: Sequence[Group]) -> list[tuple[str, int]]:

@@ -16,6 +16,8 @@ from fd_async.telemetry.sinks import read_rows
 from fd_async.viewer.curves import is_step, merge_rows
 
 _STEP = re.compile(r"step_(\d+)\Z")
+NO_FEEDBACK = "none (GRPO)"
+"""What every setting of `feedback` is of a run that has none."""
 _MAX_ORIGINS = 16
 """Longest chain of `model.init_from` that is followed; also ends a circle."""
 
@@ -145,7 +147,11 @@ def first_step(settings: Mapping[str, Any], folder: Path) -> int:
 
 
 def points(run: Run, key: str, *, per_step: bool = False) -> list[tuple[int, float]]:
-    """Return (step as drawn, value) where there is a finite number; a rate has no value at the run's step 0."""
+    """Return (step as drawn, value) where there is a finite number.
+
+    A rate has no value at the run's step 0, and counts the run's own steps: what was found before the run began is not
+    in its total.
+    """
     found = []
     for row in run.rows:
         value, step = row.get(key), row["step"]
@@ -154,7 +160,7 @@ def points(run: Run, key: str, *, per_step: bool = False) -> list[tuple[int, flo
         if not per_step:
             found.append((run.start + step, float(value)))
         elif step:
-            found.append((run.start + step, value / step))
+            found.append((step, value / step))
     return found
 
 
@@ -183,7 +189,7 @@ def _bare(suite: str) -> str:
 def _said(run: Run, key: str) -> str:
     """Return a setting as people read it; a checkpoint is its run and step, wherever it lies."""
     if key.startswith("feedback.") and run.setting("algorithm.type") == "grpo":
-        return "none (GRPO)"
+        return NO_FEEDBACK
     value = run.setting(key)
     if value is None:
         return "not said"

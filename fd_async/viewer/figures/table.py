@@ -34,9 +34,11 @@ class Figure(Struct, frozen=True, kw_only=True):
     title: str
     panels: tuple[Panel, ...]
     compares: tuple[str, ...]
-    """Keys of the configuration in which the paper's curves differ."""
+    """Keys of the configuration in which the paper's curves differ; the first is what the figure is about."""
     paper: str
     """What the paper reports."""
+    about: tuple[str, str] | None = None
+    """A key and the value that one of the paper's runs has; without such a run it is another comparison."""
     has_scaling: bool = False
     """Ends with pass@k of two checkpoints."""
     shares_y: bool = False
@@ -89,13 +91,14 @@ FIGURES: tuple[Figure, ...] = (
         title="GRPO over Self-Feedback Distillation",
         panels=(TEST, MINIF2F, ENTROPY),
         compares=("algorithm.type", "feedback.type", "model.init_from"),
+        about=("feedback.type", "self"),
         paper="With the model as its own tutor, GRPO over Self-Feedback Distillation peaks above GRPO alone, and below "
         "Lean's output as feedback.",
     ),
     Figure(
         number="6",
         title="Retention of the teacher's average (EMA)",
-        panels=(TEST,),
+        panels=(TEST, TRAIN),
         compares=("algorithm.ema_retention", "algorithm.anchor_weight"),
         paper="A lower retention learns faster and then falls; 1, a frozen teacher, is stable and slow; 0.9 is the "
         "best trade.",
@@ -124,17 +127,17 @@ FIGURES: tuple[Figure, ...] = (
     ),
     Figure(
         number="10",
-        title="The comparison of figure 2 for Qwen3-8B",
+        title="The comparison of figure 2 for a second model",
         panels=(MINIF2F, ENTROPY),
         compares=("algorithm.type", "model.init_from", "model.path"),
-        paper="GRPO over Feedback Distillation beats either method alone here too, and training is more stable.",
+        paper="With Qwen3-8B too, GRPO over Feedback Distillation beats either method alone; training is more stable.",
     ),
     Figure(
         number="11",
-        title="Retention of the teacher's average (EMA) for Qwen3-8B",
-        panels=(MINIF2F,),
+        title="Retention of the teacher's average (EMA) for a second model",
+        panels=(MINIF2F, TRAIN),
         compares=("algorithm.ema_retention", "model.path"),
-        paper="As in figure 6: lower retention is faster at first, less stable, and ends lower.",
+        paper="With Qwen3-8B as in figure 6: lower retention is faster at first, less stable, and ends lower.",
     ),
     Figure(
         number="12",
@@ -147,9 +150,9 @@ FIGURES: tuple[Figure, ...] = (
         number="13",
         title="Epistemic words",
         panels=(
-            Panel("“check”", "words/check", "per attempt"),
-            Panel("“wait”", "words/wait", "per attempt"),
-            Panel("All ten words", "words/total", "per attempt"),
+            Panel("“check”", "words/check", "words per attempt"),
+            Panel("“wait”", "words/wait", "words per attempt"),
+            Panel("All ten words", "words/total", "words per attempt"),
         ),
         compares=("feedback.type",),
         paper="Under ground-truth feedback all three counts fall early; under a critique, by Claude or by the model "

@@ -15,7 +15,9 @@ import pytest
 
 from fd_async.analysis.passk import Z_95, wilson
 from fd_async.cli.main import main
-from fd_async.viewer.figures.report import write_figures
+from fd_async.viewer.figures.report import unlike_the_paper, write_figures
+from fd_async.viewer.figures.runs import read_group
+from fd_async.viewer.figures.table import FIGURES
 from tests.fakes import run_folder
 from tests.fakes.paper_runs import make_rows, write_result, write_run
 
@@ -90,11 +92,11 @@ def test_the_numbers_beside_a_figure_are_the_mean_and_the_ends_of_the_seeds(repo
 
 
 def test_grpo_over_feedback_distillation_begins_where_its_checkpoint_was_taken(report: Path) -> None:
-    """Step 0 of that run is step 40 of the figure; rates are per step of its own."""
+    """Step 0 of that run is step 40 of the figure; rates count the steps of its own, and say so."""
     over = [row for row in rows_of(report / "figure_02.csv") if row["label"] == "over"]
     assert min(int(row["x"]) for row in over) == 40
     rate = [row for row in rows_of(report / "figure_03.csv") if row["label"] == "over" and "lemmas" in row["key"]]
-    assert (rate[0]["x"], float(rate[0]["value"])) == ("41", float(make_rows(40)[1]["proofs/lemmas_total"] or 0))
+    assert (rate[0]["x"], float(rate[0]["value"])) == ("1", float(make_rows(40)[1]["proofs/lemmas_total"] or 0))
 
 
 def test_pass_at_k_is_drawn_for_the_matched_pair_and_names_it(report: Path) -> None:
@@ -174,7 +176,76 @@ def test_a_figure_without_data_is_said_and_not_drawn(tmp_path: Path) -> None:
     text = Page(written.index).text
     assert "x: no words/check in metrics.jsonl (“check”)" in text
     assert "x: evaluates no suite that is MiniF2F" in text
+    assert "Not the comparison of the title" not in text
     assert "no comparison of it" not in text  # a label alone is none
+
+
+def texts(path: Path) -> str:
+    """Return all text of an image."""
+    root = ElementTree.parse(path).getroot()
+    return " ".join("".join(node.itertext()) for node in root.iter("{http://www.w3.org/2000/svg}text"))
+
+
+def test_an_image_says_itself_what_it_lacks_and_what_it_is_not(tmp_path: Path) -> None:
+    """It may be shown without the page: bands, panels without data, runs that do not differ in what the title says."""
+    rows = [{"step": step, "policy/entropy": 0.5, "policy/teacher_kl": 0.1} for step in range(1, 5)]
+    folders = {name: write_run(tmp_path / name, rows) for name in ("a", "b", "c")}
+    write_run(tmp_path / "c", rows, {"feedback": {"type": "self"}})
+    written = write_figures([("one", [folders["a"], folders["b"]]), ("two", [folders["c"]])], tmp_path / "out")
+    out = tmp_path / "out"
+    assert "Lines: means over runs. Bands: lowest to highest run." in texts(out / "figure_05.svg")
+    assert "Nothing to draw of: Test accuracy, MiniF2F accuracy." in texts(out / "figure_05.svg")
+    assert texts(out / "figure_05.svg").count("gradient step") == 1  # no empty axes
+    assert "Not the comparison of the title: these runs do not differ in feedback.text." in texts(out / "figure_07.svg")
+    assert "Not the comparison" not in texts(out / "figure_04.svg")  # they differ in feedback.type
+    text = Page(written.index).text
+    assert "one, two: evaluates no suite that is MiniF2F (MiniF2F accuracy)" in text
+    alone = write_figures([("one", [folders["a"]])], tmp_path / "alone").index.parent
+    assert "Not the comparison" not in texts(alone / "figure_07.svg")
+    assert "Bands" not in texts(alone / "figure_05.svg")
+
+
+@pytest.mark.parametrize(
+    ("number", "first", "second", "said"),
+    [
+        ("5", {"feedback.type": "anthropic"}, {"algorithm.type": "grpo"}, "no run here has feedback.type = self"),
+        ("5", {"feedback.type": "self"}, {"algorithm.type": "grpo"}, ""),
+        ("12", {"feedback.prompt": 4}, {"algorithm.type": "grpo"}, "do not differ in feedback.prompt"),
+        ("12", {"feedback.prompt": 4}, {"feedback.prompt": 1}, ""),
+        ("9", {"learner.lr": 1e-7}, {"learner.lr": 1e-7}, "do not differ in learner.lr"),
+    ],
+)
+def test_a_figure_that_is_another_comparison_than_the_papers_says_why(
+    number: str, first: dict[str, object], second: dict[str, object], said: str, tmp_path: Path
+) -> None:
+    """GRPO has no feedback, which is not another prompt."""
+    groups = []
+    for name, values in (("a", first), ("b", second)):
+        tables = [{key.partition(".")[0]: {key.partition(".")[2]: value}} for key, value in values.items()]
+        groups.append(read_group(name, [write_run(tmp_path / name, make_rows(1), tables[0])]))
+    figure = next(figure for figure in FIGURES if figure.number == number)
+    found = unlike_the_paper(figure, groups)
+    assert (said in found) if said else not found
+
+
+def test_labels_that_lack_the_same_are_named_together(tmp_path: Path) -> None:
+    """One line, not one for each."""
+    rows = [{"step": 1, "policy/entropy": 0.5}]
+    named = [(name, [write_run(tmp_path / name, rows)]) for name in ("a", "b", "c")]
+    text = Page(write_figures(named, tmp_path / "out").index).text
+    assert "a, b, c: evaluates no suite that is MiniF2F (MiniF2F accuracy)" in text
+
+
+def test_axes_of_the_same_name_begin_and_end_alike(tmp_path: Path) -> None:
+    """An evaluation at step 20 stands right of the first of 40 steps, and under the twentieth of them."""
+    rows: list[dict[str, float | int | None]] = [{"step": step, "policy/entropy": 0.5} for step in range(1, 41)]
+    rows[19] |= {"eval/test/pass@1": 0.25}
+    rows[29] |= {"eval/test/pass@1": 0.5}
+    out = write_figures([("x", [write_run(tmp_path / "a", rows)])], tmp_path / "out").index.parent
+    image = (out / "figure_05.svg").read_text(encoding="utf-8")
+    ticks = [re.findall(r">(\d+)</text>", part) for part in re.split(r'id="axes_\d"', image)[1:]]
+    assert "10" in ticks[0]
+    assert set(ticks[0]) & {"10", "20", "30", "40"} == set(ticks[1]) & {"10", "20", "30", "40"}
 
 
 def test_leaks_are_measured_where_there_is_feedback_and_named_where_not(tmp_path: Path) -> None:
