@@ -22,6 +22,11 @@ CHARTS: tuple[tuple[str, str, str, tuple[tuple[str, str], ...]], ...] = (
         ("shared with the policy's top K", "policy/topk_overlap"))),
     ("Distinct names in accepted proofs, since the start", "names", "line", (
         ("lemmas", "proofs/lemmas_total"), ("tactics", "proofs/tactics_total"))),
+    ("Words of doubt per attempt", "words", "line", (
+        ("all ten", "words/total"), ("wait", "words/wait"), ("check", "words/check"))),
+    ("Teacher against policy under three feedbacks", "nats/token", "line", (
+        ("the attempt's own", "causality/kl_true"), ("another attempt's", "causality/kl_shuffled"),
+        ("none", "causality/kl_empty"))),
     ("Staleness", "versions", "line", (
         ("mean", "staleness/mean"), ("max", "staleness/max"), ("feedback, mean", "staleness/feedback_mean"))),
     ("Idle share", "share", "line", (
@@ -39,7 +44,8 @@ CHARTS: tuple[tuple[str, str, str, tuple[tuple[str, str], ...]], ...] = (
 
 LEARNING = {
     "Pass rate", "Loss", "Policy entropy", "Feedback gain", "The teacher's top K", "Response length",
-    "Distinct names in accepted proofs, since the start",
+    "Distinct names in accepted proofs, since the start", "Words of doubt per attempt",
+    "Teacher against policy under three feedbacks",
 }  # fmt: skip
 """What says whether the run learns; the other charts say whether it is healthy."""
 

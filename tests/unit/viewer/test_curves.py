@@ -126,3 +126,15 @@ def test_the_curves_tell_gain_teacher_and_overlap_apart() -> None:
     }
     drawn = {chart["title"]: [series["points"][0][1] for series in chart["series"]] for chart in charts([row])}
     assert drawn == {"Policy entropy": [0.3, 0.4], "Feedback gain": [0.1, 0.2], "The teacher's top K": [0.9, 0.5]}
+
+
+def test_words_of_doubt_and_the_feedback_s_part_are_drawn_where_a_run_has_them() -> None:
+    """Words in total and the two of the paper's figure 13; KL under true, another's and no feedback."""
+    row = {"step": 1, "words/total": 3.0, "words/wait": 1.0, "words/check": 0.5} | {
+        f"causality/kl_{name}": value for name, value in (("true", 0.3), ("shuffled", 0.2), ("empty", 0.1))
+    }
+    drawn = {chart["title"]: [series["points"] for series in chart["series"]] for chart in charts([row])}
+    assert drawn == {
+        "Words of doubt per attempt": [[[1, 3.0]], [[1, 1.0]], [[1, 0.5]]],
+        "Teacher against policy under three feedbacks": [[[1, 0.3]], [[1, 0.2]], [[1, 0.1]]],
+    }
