@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -10,7 +11,7 @@ import psutil
 from fd_async.config.schema import RunConfig
 from fd_async.errors import PreflightError
 from fd_async.learner.memory_plan import GIB, gib, plan_of, refusal, table
-from fd_async.learner.model_shape import Shape, read_shape
+from fd_async.learner.model_shape import Shape, read_shape, text_config
 from fd_async.preflight.findings import Finding
 from fd_async.preflight.gpus import engines_on_a_gpu
 from fd_async.preflight.nvidia import driver
@@ -49,6 +50,19 @@ def _memory(config: RunConfig) -> Iterator[Finding]:
         return
     what, _, change = line.partition("; ")
     yield Finding("missing" if config.learner.memory_check == "refuse" else "note", "learner memory", what, change)
+
+
+def _kernels(config: RunConfig) -> Iterator[Finding]:
+    """Say so where transformers would compute gated delta layers on a GPU without the kernels made for them."""
+    text = text_config(config.model.path) if config.learner.gpus else None
+    if text is None or "linear_num_value_heads" not in text or find_spec("fla"):
+        return
+    found = (
+        "flash-linear-attention is not installed: the learner computes gated delta layers with transformers' "
+        "reference, on an H100 more than ten times slower by its own account, and with more memory than planned"
+    )
+    advice = "`.venv/bin/pip install flash-linear-attention`, or a smaller learner.micro_batch_tokens for the memory"
+    yield Finding("note", "gated delta", found, advice)
 
 
 def memory_table(config: RunConfig) -> list[str]:
@@ -92,5 +106,5 @@ def available_bytes(config: RunConfig, shape: Shape) -> int | None:
     return min(int(there[gpu].total * max(0.0, 1 - taken * (gpu in shared))) for gpu in learner.gpus)
 
 
-PROBES: tuple[Callable[[RunConfig], Iterator[Finding]], ...] = (_hosts, _memory)
+PROBES: tuple[Callable[[RunConfig], Iterator[Finding]], ...] = (_hosts, _memory, _kernels)
 """In the order of the report."""

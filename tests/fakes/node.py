@@ -145,6 +145,7 @@ def _measures(node: Node) -> None:
     node.patch.setattr(disk, "shutil", SimpleNamespace(disk_usage=usage))
     node.patch.setattr(gpus, "metadata", SimpleNamespace(version=lambda _: "13.0.96", PackageNotFoundError=LookupError))
     node.patch.setattr("fd_async.verifier.sandbox.probe.probe_sandbox", lambda room: None)
+    node.patch.setattr("fd_async.preflight.learner.find_spec", lambda name: object())
     node.patch.setattr(nvidia, "_TIMEOUT_S", 1.0)
 
 

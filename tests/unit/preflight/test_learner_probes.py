@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from fd_async.config.schema import RunConfig
 from fd_async.preflight import Finding
 from fd_async.preflight import learner as probes
 from fd_async.preflight.nvidia import Driver, Gpu
+from tests.fakes.node import QWEN35_9B
 
 CHECKOUT = Path(__file__).parents[3]
 GIB = 2**30
@@ -103,3 +105,18 @@ def test_the_table_of_a_dry_run_ends_with_the_sum() -> None:
     lines = probes.memory_table(config())
     assert "read from its safetensors" in lines[0]
     assert any(line.startswith("a rank, at worst") for line in lines)
+
+
+def test_gated_delta_layers_without_their_kernels_are_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On GPUs, where transformers' reference is slow; a model without such layers needs none."""
+    (tmp_path / "config.json").write_text(json.dumps(QWEN35_9B))
+    whole = config(gpus=[0])
+    qwen35 = replace(whole, model=replace(whole.model, path=str(tmp_path)))
+    monkeypatch.setattr(probes, "find_spec", lambda name: None)
+    found = findings(qwen35)["gated delta"]
+    assert found.state == "note"
+    assert "pip install flash-linear-attention" in found.advice
+    assert "gated delta" not in findings(whole)
+    assert "gated delta" not in findings(replace(qwen35, learner=config().learner))
+    monkeypatch.setattr(probes, "find_spec", lambda name: object() if name == "fla" else None)
+    assert "gated delta" not in findings(qwen35)
