@@ -9,7 +9,6 @@ are left alone (`policy.launch`), and DeepSpeed steps with torch's own AdamW, of
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 import subprocess
 import sysconfig
@@ -27,8 +26,8 @@ _HEADERS = "#include <Python.h>\n#include <stdlib.h>\n"
 def _c(config: RunConfig) -> Iterator[Finding]:
     if not roles(config):
         return
-    argv = _argv("CC", ("gcc", "clang"))
-    if not argv:
+    compiler = _program("CC", ("gcc", "clang"))
+    if not compiler:
         found = f"no C compiler ({_asked('CC', 'gcc, clang')}), and Triton compiles when vLLM and the learner start"
         yield Finding("missing", "C compiler", found, "install one: apt install gcc libc6-dev, or set CC")
         return
@@ -37,33 +36,31 @@ def _c(config: RunConfig) -> Iterator[Finding]:
         found = f"no Python.h in {headers}, which Triton compiles with"
         advice = f"apt install python{sysconfig.get_python_version()}-dev, or take a Python that brings its headers"
         yield Finding("missing", "C compiler", found, advice)
-    elif problem := _why_not(argv, headers):
-        found = f"{argv[0]} does not compile: {problem}"
+    elif problem := _why_not(compiler, headers):
+        found = f"{compiler} does not compile: {problem}"
         yield Finding("missing", "C compiler", found, "apt install gcc libc6-dev, or name another compiler with CC")
     else:
-        yield Finding("ok", "C compiler", f"{argv[0]}, {headers}/Python.h")
+        yield Finding("ok", "C compiler", f"{compiler}, {headers}/Python.h")
 
 
 def _cpp(config: RunConfig) -> Iterator[Finding]:
     policy = config.policy
-    if policy.engine != "local" or policy.enforce_eager or _argv("CXX", ("g++",)):
+    if policy.engine != "local" or policy.enforce_eager or _program("CXX", ("g++",)):
         return
     found = f"no C++ compiler ({_asked('CXX', 'g++')}), and policy.enforce_eager = false has torch compile the model"
     advice = "apt install g++, set CXX, or set policy.enforce_eager = true"
     yield Finding("note" if policy.gpus else "missing", "C++ compiler", found, advice)
 
 
-def _argv(variable: str, names: tuple[str, ...]) -> list[str]:
-    """Return what Triton and torch would call: what the variable says, else the first that is on PATH."""
-    named = shlex.split(os.environ.get(variable, ""))
-    if named:
-        return named if shutil.which(named[0]) else []
-    return next(([name] for name in names if shutil.which(name)), [])
+def _program(variable: str, names: tuple[str, ...]) -> str:
+    """Return what Triton and torch would call, in one word: what the variable says, else the first that is on PATH."""
+    named = os.environ.get(variable)
+    return next((name for name in (names if named is None else (named,)) if shutil.which(name)), "")
 
 
 def _asked(variable: str, names: str) -> str:
-    named = os.environ.get(variable, "")
-    return f"{variable} = {named!r} is not there" if named else f"{variable}, {names}"
+    named = os.environ.get(variable)
+    return f"{variable}, {names}" if named is None else f"{variable} = {named!r} is no program"
 
 
 def _scheme() -> str:
@@ -72,9 +69,9 @@ def _scheme() -> str:
     return "posix_prefix" if scheme == "posix_local" else scheme
 
 
-def _why_not(argv: list[str], headers: Path) -> str:
+def _why_not(compiler: str, headers: Path) -> str:
     """Have the compiler read the headers and write nothing; return its first complaint."""
-    words = [*argv, "-E", "-x", "c", "-", "-o", os.devnull, f"-I{headers}"]
+    words = [compiler, "-E", "-x", "c", "-", "-o", os.devnull, f"-I{headers}"]
     try:
         done = subprocess.run(words, input=_HEADERS, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired:
