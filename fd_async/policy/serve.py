@@ -61,6 +61,7 @@ def vllm_arguments(config: RunConfig, host: str, port: int, *, guarded: bool) ->
         config.model.path, config.policy, dtype=config.model.dtype, seed=config.run.seed, frozen=False
     )
     del engine["disable_log_stats"]  # /metrics tells the controller how full the KV cache is
+    engine.pop("weight_transfer_config", None)  # NCCL reaches no server; a run on servers pushes otherwise
     if not config.policy.gpus and config.policy.tensor_parallel_size == 1:
         # As in `launch`: vLLM's own choice on a CPU spins on shared memory, a whole core, between messages.
         engine["distributed_executor_backend"] = "vllm.v1.executor.uniproc_executor.UniProcExecutor"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from fd_async.config.load import load_config
 from fd_async.config.schema import RunConfig
@@ -46,6 +47,15 @@ def test_a_server_gets_what_pushes_and_token_ids_need(tmp_path: Path) -> None:
     assert "--middleware" not in text
     guarded = vllm_arguments(read(tmp_path), "127.0.0.1", 8001, guarded=True)
     assert "fd_async.policy.servers.guard.Guard" in guarded
+
+
+def test_a_server_of_a_run_that_pushes_by_nccl_elsewhere_starts(tmp_path: Path) -> None:
+    """On several nodes an overlay of the run alone changes `policy.push`; no server takes weights by NCCL."""
+    config = read(tmp_path)
+    policy = replace(config.policy, gpus=[0], push="nccl")
+    words = vllm_arguments(replace(config, policy=policy), "127.0.0.1", 8001, guarded=False)
+    assert "--weight-transfer-config" not in words
+    assert words[words.index("--gdn-prefill-backend") + 1] == "triton"
 
 
 def test_a_server_that_others_can_reach_wants_a_key(
