@@ -53,7 +53,7 @@ class Difference:
     def figures(self) -> dict[str, Any]:
         """Return what a reader needs to judge it."""
         if len(self.per_seed) < MIN_SEEDS:
-            reason = self.reason or f"measured with {len(self.per_seed)} seeds, {MIN_SEEDS} are needed"
+            reason = self.reason or f"seeds measured: {len(self.per_seed)}, needed: {MIN_SEEDS}"
             return {"finding": self.finding, "per_seed": rounded(self.per_seed), "reason": reason}
         return {
             "finding": self.finding,

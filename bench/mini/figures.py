@@ -123,9 +123,10 @@ def matched_pairs(scalings: Scalings) -> dict[int, Mapping[str, Any]]:
 def _pairs_text(scalings: Scalings, matched: Mapping[int, Any]) -> str:
     if not scalings:
         return "pass@k is not measured yet."
+    drawn = ", ".join(map(str, matched)) or "none"
     left_out = ", ".join(str(seed) for seed in scalings if seed not in matched)
-    text = f"pass@k: pairs of checkpoints of the same seed with pass@1 within {100 * MATCHED:g} points of each other"
-    return f"{text}; {f'none such of seed {left_out}, which is left out' if left_out else 'every seed has one'}."
+    text = f"pass@k: pairs of checkpoints of one seed whose pass@1 differs by {100 * MATCHED:g} points at most; seeds"
+    return f"{text} drawn: {drawn}{f'; left out, since no pair is so near: {left_out}' if left_out else ''}."
 
 
 def _axes(

@@ -87,7 +87,7 @@ def test_seeds_of_the_anchor_are_paired_and_one_pair_is_too_few(which: str, firs
     del runs[first][3]
     holds, figures = judged(which, runs)
     assert (holds, list(figures["per_seed"]), figures["finding"]) == (None, ["1"], "not measured")
-    assert "2 are needed" in figures["reason"]
+    assert "needed: 2" in figures["reason"]
     assert judged(which, {first: runs[first]})[0] is None
 
 

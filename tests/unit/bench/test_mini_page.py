@@ -87,7 +87,7 @@ def test_only_pairs_with_the_same_pass_at_1_are_drawn() -> None:
     pairs = {**PAIRS, 2: {**PAIRS[2], "fd": {**PAIRS[2]["fd"], 1: 0.1}}}
     methods = pictures(SIZES, RUNS, pairs)[0]
     assert [curve.num_runs for curve in methods.axes[3].curves] == [2, 2]
-    assert "none such of seed 2, which is left out" in methods.caption
+    assert "seeds drawn: 1, 3; left out, since no pair is so near: 2." in methods.caption
     assert dict(methods.legend())["FD, tutor, 3 seeds"] == LOOKS["fd"]
     none = pictures(SIZES, RUNS, {2: pairs[2]})[0]
     assert not none.axes[3].curves
@@ -158,9 +158,8 @@ def test_a_claim_without_enough_seeds_says_why_in_the_table() -> None:
     found = claims(runs, {}, None, SIZES.ema_steps)
     assert counted(found).startswith("16 claims: 16 not measured. 7 more")
     text = markdown({"claims": found, "seeds": [1]})
-    assert (
-        "| **not measured** | mean accuracy over the same attempts, FD minus GRPO |  |  | measured with 1 seeds" in text
-    )
+    reason = "seeds measured: 1, needed: 2 (1:"
+    assert f"| **not measured** | mean accuracy over the same attempts, FD minus GRPO |  |  | {reason}" in text
 
 
 def test_remarks_say_the_reason_the_pairs_and_absolute_numbers() -> None:
