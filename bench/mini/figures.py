@@ -51,7 +51,7 @@ TEACHERS = {
     "fd": "EMA 0.9, anchor (FD, tutor)",
 }
 CONSTANT = {"constant_short": "short recipe", "constant_long": "long recipe"}
-ACCURACY, ENTROPY, KL = "train/pass_rate", "policy/entropy", "policy/teacher_kl"
+ACCURACY, ENTROPY, KL, LENGTH = "train/pass_rate", "policy/entropy", "policy/teacher_kl", "train/response_tokens"
 _WINDOWS = f"Points are means over {WINDOW} attempts or a little more."
 
 
@@ -108,10 +108,12 @@ def pictures(sizes: Sizes, runs: Runs, scalings: Scalings) -> list[Picture]:
            " claims look no further."),
         Picture("constant", "Constant feedback under a frozen teacher", CONSTANT, [
             _step_axes(runs, "Tokens written per attempt", "tokens", written_tokens),
+            _step_axes(runs, "Response with Lean's messages", "tokens",
+                       lambda rows: [row[LENGTH] for row in trained(rows)]),
             _step_axes(runs, "KL of teacher and student", "nats per token",
                        lambda rows: [row[KL] for row in trained(rows)]),
-        ], f"Every step of {sizes.prompts} attempts, not averaged. Tokens are those that the model writes itself,"
-           " without Lean's messages."),
+        ], f"Every step of {sizes.prompts} attempts, not averaged. The claim counts the tokens that the model writes. A"
+           " whole response also holds what Lean says to it, which can grow while the model writes less."),
     ]  # fmt: skip
 
 

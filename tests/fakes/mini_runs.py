@@ -23,7 +23,7 @@ def run(rates: list[float], entropy: list[float] | float = 0.08, *, attempts: in
         rows.append({
             "step": index + 1, "train/attempts": attempts, "train/pass_rate": rates[window], "tokens/trained": tokens,
             "policy/entropy": entropy if isinstance(entropy, float) else entropy[window],
-            "policy/teacher_kl": kl[window] if kl else 0.05,
+            "policy/teacher_kl": kl[window] if kl else 0.05, "train/response_tokens": 170.0,
         })  # fmt: skip
     if final is not None:
         rows[-1][FINAL] = final

@@ -54,7 +54,7 @@ TEST = Panel("Test accuracy", "eval/{test}/pass@1", "share")
 MINIF2F = Panel("MiniF2F accuracy", "eval/{minif2f}/pass@1", "share")
 TRAIN = Panel("Train accuracy", "train/pass_rate", "share")
 ENTROPY = Panel("Policy entropy", "policy/entropy", "nats per token")
-LENGTH = Panel("Response length", "train/response_tokens", "tokens")
+LENGTH = Panel("Response length", "train/response_tokens", "tokens, tool output included")
 TEACHER_KL = Panel("KL of teacher and student", "policy/teacher_kl", "nats per token")
 
 FIGURES: tuple[Figure, ...] = (
