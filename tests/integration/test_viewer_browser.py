@@ -27,7 +27,11 @@ if TYPE_CHECKING:
 
 api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(240),
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH"),
+]
 HOSTILE = (
     "</script><script>window.hacked=1</script><img src=x onerror='window.hacked=2'>"
     "<a href='javascript:window.hacked=3'>x</a>\u202e drow \u2066 \u200f &lt;b&gt; ${window.hacked=4} \x00\x1b[31m "
@@ -44,6 +48,7 @@ def elsewhere(function: Callable[[], T]) -> T:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    api.expect.set_options(timeout=30_000)  # of a busy machine
     with api.sync_playwright() as playwright:
         as_root = ["--no-sandbox"] if os.geteuid() == 0 else []
         yield playwright.chromium.launch(executable_path=CHROMIUM, args=as_root)

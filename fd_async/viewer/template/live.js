@@ -1,16 +1,16 @@
-const POLL_MS = 2000, SLOW_POLL_MS = 10000, TYPING_MS = 100, AT_ONCE = 100, MOST_REFRESHED = 300;
+const POLL_MS = 2000, SLOW_POLL_MS = 10000, TYPING_MS = 100, AT_ONCE = 100;
 const FILTERS = ["source", "verdict", "outcome", "ended", "scored", "name", "words", "first_step", "last_step"];
 const FACETS = { source: "Training or suite", verdict: "Verdict", outcome: "Outcome", ended: "How it ended", scored: "With token colours" };
 const VIEWS = { "/": "run", "/attempts": "attempts", "/config": "config" };
 
-let wanted = {}, selected = "", lines = [], more = false, seen = { version: "", mark: null }, listed = "";
+let wanted = {}, selected = "", lines = [], more = false, seen = { version: "", mark: null, view: "" }, listed = "";
 const list = byId("list");
 const inFlight = {};
 
-// Ask the server; a newer question under the same name gives up the older one.
-async function ask(name, params = {}) {
-  inFlight[name]?.abort();
-  const control = inFlight[name] = new AbortController();
+// Ask the server; a newer question for the same purpose gives up the older one.
+async function ask(name, params = {}, purpose = name) {
+  inFlight[purpose]?.abort();
+  const control = inFlight[purpose] = new AbortController();
   const query = new URLSearchParams(Object.entries(params).filter(([, value]) => value !== "" && value !== undefined && value !== null));
   const answer = await fetch(`/api/${name}?${query}`, { signal: control.signal });
   const data = await answer.json().catch(() => ({ error: `the server answered ${answer.status}` }));
@@ -172,6 +172,10 @@ function problem(error) {
   list.replaceChildren(el("p", { class: "notice", text: error.message }));
   lines = []; more = false;
 }
+function showLines(made = new Map()) {
+  const none = Object.keys(wanted).length ? "No attempt matches." : "The ledger has no attempt yet.";
+  list.replaceChildren(...(lines.length ? lines.map((line) => made.get(line.id) ?? lineNode(line)) : [el("p", { class: "muted empty", text: none })]));
+}
 async function load() {
   const mine = listed = JSON.stringify(wanted);
   list.setAttribute("aria-busy", "true");
@@ -180,7 +184,7 @@ async function load() {
     const counting = ask("counts", wanted).then(showCounts).catch((error) => { if (!isGivenUp(error)) byId("matching").textContent = error.message; });
     const page = await ask("attempts", { ...wanted, limit: AT_ONCE });
     [lines, more] = [page.lines, page.more];
-    list.replaceChildren(...(lines.length ? lines.map(lineNode) : [el("p", { class: "muted empty", text: Object.keys(wanted).length ? "No attempt matches." : "The ledger has no attempt yet." })]));
+    showLines();
     list.scrollTop = 0;
     byId("newer").hidden = true;
     mark();
@@ -198,7 +202,7 @@ async function loadMore() {
   loadMore.busy = true;
   const [of, before] = [listed, lines.at(-1).seq];
   try {
-    const page = await ask("attempts", { ...wanted, before, limit: AT_ONCE });
+    const page = await ask("attempts", { ...wanted, before, limit: AT_ONCE }, "more");
     if (of === listed && before === lines.at(-1).seq) {
       lines.push(...page.lines);
       more = page.more;
@@ -211,29 +215,47 @@ async function loadMore() {
     loadMore.busy = false;
   }
 }
-// Bring the list up to date without moving what is being read: new attempts wait behind a button where they would.
+// The row from which a page holds all that is on the screen; 0 where the newest page does.
+function firstInView() {
+  const at = Math.floor(list.scrollTop * lines.length / list.scrollHeight) || 0;
+  return at < AT_ONCE / 2 ? 0 : at - AT_ONCE / 4;
+}
+// Bring what is looked at up to date without moving it: attempts that join the list wait behind a button, those that
+// left it are dimmed. A list that nobody reads, at its top, follows the run.
 async function refresh() {
-  const now = seen.now.mark;
-  if (now === null || now === seen.mark || list.getAttribute("aria-busy") === "true") return;
-  const of = listed;
-  if (of === "") { await load(); return; }
-  const page = await ask("attempts", { ...wanted, limit: Math.min(Math.max(AT_ONCE, lines.length), MOST_REFRESHED) });
-  ask("counts", wanted).then(showCounts).catch(() => null);
+  const [first, now] = [firstInView(), seen.now.mark], view = `${now} ${first}`;
+  if (now === null || view === seen.view || list.getAttribute("aria-busy") === "true") return;
+  if (listed === "") { if (now !== seen.mark) await load(); return; }
+  const of = listed, before = first ? lines[first - 1].seq : Infinity;
+  const pages = await Promise.all([
+    ask("attempts", { ...wanted, limit: AT_ONCE }, "newest"),
+    ...(first ? [ask("attempts", { ...wanted, before, limit: AT_ONCE }, "in view")] : [])]);
   if (of !== listed) return;
-  seen.mark = now;
+  if (now !== seen.mark) ask("counts", wanted).then(showCounts).catch(() => null);
+  [seen.mark, seen.view] = [now, view];
   const known = new Map([...list.querySelectorAll(".entry")].map((node) => [node.dataset.id, node]));
-  for (const line of page.lines) if (known.has(line.id) && fillLine(known.get(line.id), line) && line.id === selected) open(selected, true);
-  const fresh = page.lines.filter((line) => !known.has(line.id) && (!lines.length || line.seq > lines[0].seq));
-  if (!fresh.length) return;
-  const gap = fresh.length === page.lines.length && lines.length > 0;
-  if (list.scrollTop > 0 || selected || list.matches(":hover") || gap) {
-    byId("newer").textContent = `${count(fresh.length)}${gap ? "+" : ""} new`;
-    byId("newer").hidden = false;
-  } else {
-    if (!lines.length) list.replaceChildren();
-    lines.unshift(...fresh);
-    list.prepend(...fresh.map(lineNode));
-  }
+  const joined = new Set(), left = new Set();
+  pages.forEach((page, i) => {
+    const ids = new Set(page.lines.map((line) => line.id)), [from, to] = [i ? before : Infinity, page.more ? page.lines.at(-1).seq : 0];
+    for (const { id, seq } of lines) {
+      if (seq >= from || seq < to) continue;
+      if (!ids.has(id)) left.add(id);
+      known.get(id).classList.toggle("left", left.has(id));
+    }
+    for (const line of page.lines) {
+      if (!known.has(line.id)) joined.add(line.id);
+      else if (fillLine(known.get(line.id), line) && line.id === selected) open(selected, true);
+    }
+  });
+  const newest = pages[0], last = newest.more ? newest.lines.at(-1).seq : 0, gap = lines.length > 0 && last > lines[0].seq;
+  const isRead = list.scrollTop > 0 || selected || list.matches(":hover");
+  byId("newer").hidden = !isRead || !joined.size;
+  byId("newer").textContent = `${count(joined.size)}${gap ? "+" : ""} new`;
+  if (isRead || !(joined.size || left.size)) return;
+  const older = gap ? [] : lines.filter((line) => line.seq < last);
+  if (!older.length) more = newest.more;
+  lines = [...newest.lines, ...older];
+  showLines(known);
 }
 function mark() {
   for (const node of list.querySelectorAll(".entry")) node.setAttribute("aria-selected", String(node.dataset.id === selected));
