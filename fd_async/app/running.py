@@ -96,8 +96,8 @@ async def _run(config: RunConfig, run_dir: Path, resume: int | bool | None, engi
         )
     past = await anyio.to_thread.run_sync(resuming.read_past, run_dir, checkpoint) if resumes else resuming.Past()
     resuming.refuse_changed_keys(config, past)
-    data = await anyio.to_thread.run_sync(read_selection, config, abandon_on_cancel=True)  # bad data leave no folder
     config, moved = await anyio.to_thread.run_sync(resuming.keep_start, config, run_dir, past, checkpoint)
+    data = await anyio.to_thread.run_sync(read_selection, config, abandon_on_cancel=True)  # bad data leave no folder
     notes += [*data.lines, *moved]
     for folder in ("logs", "checkpoints"):
         (run_dir / folder).mkdir(parents=True, exist_ok=True)
