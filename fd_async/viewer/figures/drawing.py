@@ -15,6 +15,7 @@ import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 from msgspec import Struct
@@ -274,8 +275,9 @@ def _entries(labels: Sequence[tuple[str, int]], num_columns: int) -> int:
     widths = [0.75 + 0.085 * len(_short_label(label)) for label, _ in labels]
     room = 7.1 if num_columns == 1 else 4.7 * num_columns
     for entries in range(len(widths), 1, -1):
-        lines = math.ceil(len(widths) / entries)
-        if sum(max(widths[start : start + lines]) for start in range(0, len(widths), lines)) <= room:
+        full, more = divmod(len(widths), entries)  # of the columns, the first `more` have one line more
+        ends = [column * full + min(column, more) for column in range(entries + 1)]
+        if sum(max(widths[start:end]) for start, end in pairwise(ends)) <= room:
             return entries
     return 1
 
