@@ -309,7 +309,8 @@ def test_check_says_what_is_missing_and_how_to_get_it(
     config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Exit 3, every missing thing at once."""
-    monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
+    for name in ("ANTHROPIC_API_KEY", "CXX"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PATH", "/nonexistent")
     monkeypatch.setenv("HOME", "/nonexistent")
     sets = [
@@ -323,7 +324,9 @@ def test_check_says_what_is_missing_and_how_to_get_it(
     printed = capsys.readouterr()
     assert "ANTHROPIC_API_KEY is not set" in printed.out
     assert "run lean/setup" in printed.out
-    assert printed.err == "fd-check: missing: feedback provider, lake, Lake project, Lean REPL, sandbox\n"
+    assert printed.err == (
+        "fd-check: missing: C++ compiler, feedback provider, lake, Lake project, Lean REPL, sandbox\n"
+    )
     assert "first get lake, Lake project, Lean REPL, sandbox" in printed.out
 
 
