@@ -29,7 +29,8 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#0
 _DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (5, 1.5, 1.2, 1.5)))
 _MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _MAX_LABEL = 44
-_COLUMNS = {1: (1, 1), 2: (1, 2), 3: (1, 3), 4: (2, 2)}
+_COLUMNS = {1: 1, 2: 2, 4: 2}
+"""Of so many axes; others stand in three."""
 _LEFT, _RIGHT, _TOP, _BOTTOM, _ACROSS, _DOWN = 0.72, 0.18, 0.72, 0.56, 0.82, 0.92
 """Inches around the axes and between them; the legend's lines come below."""
 _LINE, _NOTE_LINE = 0.23, 0.16
@@ -108,7 +109,8 @@ def draw(
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    num_rows, num_columns = _COLUMNS[len(axes)]
+    num_columns = _COLUMNS.get(len(axes), 3)
+    num_rows = math.ceil(len(axes) / num_columns)
     with _settings():
         entries = _entries(labels, num_columns)
         num_lines = math.ceil(len(labels) / entries)
@@ -124,10 +126,12 @@ def draw(
             title, x=0.11 / width, y=1 - 0.12 / height, ha="left", va="top", fontsize=12, color=_INK, weight="bold"
         )
         places = figure.subplots(num_rows, num_columns, squeeze=False)
-        for place, one in zip(places.flat, axes, strict=True):
+        for place, one in zip(places.flat, axes, strict=False):
             _panel(place, one, _all_x(one, axes))
+        for place in places.flat[len(axes) :]:
+            place.remove()
         if shares_y:
-            _share_y([place for place, one in zip(places.flat, axes, strict=True) if one.curves])
+            _share_y([place for place, one in zip(places.flat, axes, strict=False) if one.curves])
         _legend(figure, labels, entries, below / height)
         figure.text(0.11 / width, 0.09 / height, "\n".join(notes), fontsize=8.5, color=_MUTED, va="bottom")
         figure.subplots_adjust(

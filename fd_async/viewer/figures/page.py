@@ -96,7 +96,7 @@ def _shown(one: Drawn, groups: Sequence[Group], image: bytes | None, form: str) 
     source = f"data:{_TYPES[form]};base64,{base64.b64encode(image).decode()}" if image is not None else None
     return {
         "name": figure.name,
-        "head": f"Figure {figure.number}" if figure.number.isdecimal() else "Feedback causality",
+        "head": f"Figure {figure.number}" if figure.number.isdecimal() else figure.number.capitalize(),
         "title": figure.title,
         "image": source,
         "file": f"{figure.name}.{form}",

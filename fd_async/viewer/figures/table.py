@@ -9,6 +9,8 @@ from typing import Literal
 
 from msgspec import Struct
 
+from fd_async.telemetry.metrics import EPISTEMIC_WORDS
+
 Transform = Literal["as it is", "per step"]
 """`per step`: divided by the run's own step, which makes a rate of a total."""
 
@@ -166,8 +168,15 @@ FIGURES: tuple[Figure, ...] = (
         paper="A critique as feedback goes with longer responses than ground-truth feedback (Qwen3-8B).",
     ),
     Figure(
+        number="words",
+        title="The ten words of figure 13 one by one",
+        panels=tuple(Panel(f"“{word}”", f"words/{word}", "words per attempt") for word in EPISTEMIC_WORDS),
+        compares=("feedback.type",),
+        paper="Draws two of them, and their sum.",
+    ),
+    Figure(
         number="causality",
-        title="KL(teacher ‖ policy) under three feedbacks (not in the paper)",
+        title="KL(teacher ‖ policy) under three feedbacks",
         panels=(
             Panel("The attempt's own feedback", "causality/kl_true", "nats per token"),
             Panel("Feedback of another attempt", "causality/kl_shuffled", "nats per token"),

@@ -111,7 +111,7 @@ def test_the_page_holds_its_pictures_and_runs_nothing(report: Path) -> None:
     page = Page(report / "index.html")
     assert "default-src 'none'" in (report / "index.html").read_text(encoding="utf-8")
     images = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
-    assert len(images) == 14
+    assert len(images) == len(FIGURES)
     assert all(str(source).startswith("data:image/svg+xml;base64,") for source in images)
     links = [str(attributes["href"]) for tag, attributes in page.tags if tag == "a"]
     assert all(link.startswith("#") or (report / link).is_file() for link in links)
