@@ -24,7 +24,7 @@ from fd_async.verifier.locate import locate_minilean, lock_in
 from fd_async.verifier.repl.process import open_repl
 from fd_async.verifier.sandbox import room as sandbox
 from fd_async.verifier.sandbox.probe import probe_sandbox
-from fd_async.verifier.sandbox.room import Limits, Room, launch_argv, signal_or_code, unsandboxed_wrapper
+from fd_async.verifier.sandbox.room import Limits, Room, launch_argv, unsandboxed_wrapper
 from fd_async.verifier.sandbox.syscalls import machine
 
 needs_filter = pytest.mark.skipif(not machine(), reason="there is no filter of system calls for this machine")
@@ -381,23 +381,3 @@ def test_links_on_the_way_to_a_file_are_shown_and_others_are_not(room: Room, tmp
         "print(open(p + '/link/lib/x').read(), sorted(os.listdir(p)), os.listdir(p + '/real'))"
     )
     assert said(linked, code, tmp_path) == "found ['link', 'real'] ['lib']"
-
-
-def test_limits_are_set_before_the_program_starts() -> None:
-    """Each of them, in the process itself."""
-    limits = Limits(nice=3, memory_gib=2.0, cpu_s=77, file_mib=5)
-    code = (
-        "import os, resource as r\n"
-        "print([r.getrlimit(n) for n in (r.RLIMIT_AS, r.RLIMIT_CPU, r.RLIMIT_FSIZE, r.RLIMIT_CORE)], os.nice(0))"
-    )
-    run = [sys.executable, "-I", "-c", code]
-    found = subprocess.run(launch_argv(run, limits=limits), capture_output=True, text=True, check=True).stdout
-    assert found.strip() == f"{[(2 << 30,) * 2, (77, 77), (5 << 20,) * 2, (0, 0)]} {min(19, os.nice(0) + 3)}"
-
-
-def test_a_signal_inside_is_told_as_a_signal() -> None:
-    """bwrap ends with 128 + its number, and so does a program that says so itself."""
-    assert signal_or_code(137, ("/usr/bin/bwrap", "--die-with-parent")) == -signal.SIGKILL
-    assert signal_or_code(1, ("/usr/bin/bwrap",)) == 1
-    assert signal_or_code(137, ()) == 137
-    assert signal_or_code(-9, ("/usr/bin/bwrap",)) == -9
