@@ -2,7 +2,7 @@
 
 `python -m bench.mini_paper` runs Feedback Distillation with a tutor, GRPO, GRPO over Feedback Distillation, ground
 truth, Lean output, a sweep of the teacher's retention, the anchor, and constant feedback, three seeds
-each, one after another on one vLLM engine; about 85 minutes on 2 idle cores. It prints the plan first and writes
+each, one after another on one vLLM engine; about 80 minutes on 2 cores. It prints the plan first and writes
 `index.html` with figures and the table of claims into `--out`. Finished runs of `--out` are kept and killed ones go on
 from their newest checkpoint, so the same command continues. `--quick` takes two steps of the first condition, to show
 that the pieces fit; its claims are all null.
