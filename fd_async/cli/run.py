@@ -70,7 +70,11 @@ def _replay(arguments: argparse.Namespace, log: ErrorLog) -> int:
     if arguments.config or arguments.set or arguments.dry_run or any(value is not None for value in more):
         raise ConfigError("--replay repeats a run as it was: leave out all but --run NAME")
     recorded = run_folder(arguments.replay)
-    options = {"run.name": ("--run", arguments.run or f"{recorded.resolve().name}-replay")}
+    lies = recorded.resolve()  # its file may name the folder of another machine
+    options = {
+        "run.dir": ("--replay", str(lies.parent)),
+        "run.name": ("--run", arguments.run or f"{lies.name}-replay"),
+    }
     config = load_config(recorded / "config.toml", options=options, may_be_gone=(_START,))
     run_dir = Path(config.run.dir) / config.run.name
     if run_dir.exists() and any((run_dir / entry).exists() for entry in STARTED):

@@ -10,7 +10,7 @@ import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import anyio
 import msgspec
@@ -21,39 +21,6 @@ from fd_async.cli import main
 from fd_async.config.files import CHECKOUT
 from fd_async.errors import EngineDied, FdError, FeedbackBudgetExceeded, LearnerError, StallDetected
 from fd_async.evaluation import SuiteResult
-
-
-@pytest.fixture
-def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A correct configuration in an empty current folder."""
-    monkeypatch.chdir(tmp_path)
-    model = tmp_path / "model"
-    model.mkdir()
-    for name in ("config.json", "tokenizer.json"):
-        (model / name).write_text("{}")
-    (model / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
-    (tmp_path / "train.jsonl").write_text('{"name": "one", "formal_statement": "theorem one : True := by sorry"}\n')
-    file = tmp_path / "small.toml"
-    file.write_text(
-        f'[model]\npath = "{model}"\ndtype = "float32"\n[data]\ntrain = "train.jsonl"\n[feedback]\ntype = "constant"\n'
-        '[verifier]\nbackend = "minilean"\nsandbox = "bubblewrap_if_it_works"\n'
-        "[checkpoint]\nmin_free_gib = 0.0\n[policy]\nkv_cache_gib = 0.1\n"
-        "[telemetry]\nreport = false\n"
-    )
-    return file
-
-
-@pytest.fixture
-def app(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Replace the composition root: these tests are about the commands around it."""
-
-    def install(**functions: Callable[..., object]) -> None:
-        module = ModuleType("fd_async.app")
-        vars(module).update(functions)
-        monkeypatch.setitem(sys.modules, "fd_async.app", module)
-        monkeypatch.setattr("fd_async.app", module, raising=False)
-
-    return install
 
 
 def fail(error: BaseException) -> Callable[..., int]:
@@ -134,25 +101,6 @@ def test_a_run_resumes_by_its_name_alone(step: int, config: Path, app: Callable[
     (folder / "config.toml").write_text(config.read_text() + '[run]\nname = "small"\n')
     assert main(["run", "--run", "small", "--resume", str(step)]) == 0
     assert seen[1:] == [folder, step]
-
-
-def test_a_run_that_was_moved_resumes_where_it_lies(config: Path, app: Callable[..., None]) -> None:
-    """Its file says what the folders were called in a container; where it starts from is looked for later."""
-    seen: list[object] = []
-    app(run=lambda *given: seen.extend(given) or 0)
-    folder = Path("kept/mine")
-    (folder / "checkpoints").mkdir(parents=True)
-    moved = '[run]\ndir = "/app/runs"\nname = "grpo"\n'
-    text = config.read_text().replace("[model]\n", '[model]\ninit_from = "/app/runs/fd/checkpoints/step_000020"\n')
-    (folder / "config.toml").write_text(text + moved)
-    assert main(["run", "--run", "kept/mine", "--resume"]) == 0
-    resolved, run_dir, _ = seen
-    assert (run_dir, resolved.run.dir, resolved.run.name) == (folder, "kept", "mine")
-    assert resolved.model.init_from == "/app/runs/fd/checkpoints/step_000020"
-    Path("other/mine/checkpoints").mkdir(parents=True)
-    assert main(["run", "--run", "kept/mine", "--resume", "--set", "run.dir=other"]) == 0
-    assert seen[4] == Path("other/mine"), "what is said by --set is the last word"
-    assert main(["run", "--config", str(folder / "config.toml")]) == 2, "a fresh start needs it there"
 
 
 @pytest.mark.parametrize(
