@@ -40,8 +40,10 @@ def engine_environment(model_path: str, config: Policy, logging_file: Path) -> d
         variables |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     if config.gpus:
         # Numbers as nvidia-smi counts; CUDA's own order begins with the fastest. FlashInfer's sampler, which nvcc
-        # compiles, has no log-probs after temperature: vLLM would import it and never use it.
+        # compiles, has no log-probs after temperature: vLLM would import it and never use it. The model runner is the
+        # one that CPUs have too, with which all of this was tested; to try the newer one, set its variable.
         return variables | {
+            "VLLM_USE_V2_MODEL_RUNNER": os.environ.get("VLLM_USE_V2_MODEL_RUNNER", "0"),
             "VLLM_USE_FLASHINFER_SAMPLER": "0",
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
             "CUDA_VISIBLE_DEVICES": ",".join(map(str, config.gpus)),

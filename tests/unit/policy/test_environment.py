@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from fd_async.config.schema import Policy
 from fd_async.policy.child import logging_config
 from fd_async.policy.environment import engine_environment, temporary_environment
@@ -57,6 +59,14 @@ def test_a_gpu_engine_compiles_nothing_with_nvcc() -> None:
     assert {one["logprobs_mode"] for one in arguments} == {"processed_logprobs"}, "which FlashInfer's sampler lacks"
     variables = engine_environment("m", Policy(gpus=[0]), Path("/scratch/logging.json"))
     assert variables["VLLM_USE_FLASHINFER_SAMPLER"] == "0"
+
+
+def test_a_gpu_engine_has_the_model_runner_that_was_tested(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CPUs have no other; who wants vLLM's newer one says so."""
+    monkeypatch.delenv("VLLM_USE_V2_MODEL_RUNNER", raising=False)
+    assert engine_environment("m", Policy(gpus=[0]), Path("/s"))["VLLM_USE_V2_MODEL_RUNNER"] == "0"
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
+    assert engine_environment("m", Policy(gpus=[0]), Path("/s"))["VLLM_USE_V2_MODEL_RUNNER"] == "1"
 
 
 def test_a_frozen_engine_takes_no_weights() -> None:
