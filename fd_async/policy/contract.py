@@ -110,6 +110,15 @@ def digest(model: str) -> str:
     return whole.hexdigest()
 
 
+def has_recurrent_layers(model: str) -> bool:
+    """Say whether a model has gated delta layers; True also where its configuration is not here yet."""
+    try:
+        config = json.loads((_folder(model) / "config.json").read_text())
+    except (OSError, ValueError):
+        return True
+    return "linear_num_value_heads" in config.get("text_config", config)
+
+
 def _fetch(model: str) -> Path:
     from huggingface_hub import snapshot_download
 

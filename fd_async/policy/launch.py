@@ -21,6 +21,7 @@ import psutil
 from fd_async.config.schema import Policy
 from fd_async.errors import EngineError
 from fd_async.policy.child import do_without_torchvision, logging_config
+from fd_async.policy.contract import has_recurrent_layers
 from fd_async.policy.environment import engine_environment, temporary_environment
 from fd_async.policy.leftovers import remove_shared_files, shared_files
 from fd_async.scratch import scratch_folder
@@ -48,10 +49,20 @@ class RunningEngine:
         processes: all of them, cores and coordinator with their descendants.
         children: those of them that this process started; vLLM cannot do without any.
         log: where all of them write, and its length before they did.
+        takes_seeds: whether requests may bring one.
     """
 
-    def __init__(self, llm: AsyncLLM, counters: Counters, children: list[BaseProcess], log: tuple[Path, int]) -> None:
+    def __init__(
+        self,
+        llm: AsyncLLM,
+        counters: Counters,
+        children: list[BaseProcess],
+        log: tuple[Path, int],
+        *,
+        takes_seeds: bool,
+    ) -> None:
         self.llm = llm
+        self.takes_seeds = takes_seeds
         self.counters = counters
         self.children = children
         self.processes = _with_descendants(children)
@@ -152,7 +163,7 @@ def engine_arguments(model_path: str, config: Policy, *, dtype: str, seed: int, 
         arguments["gdn_prefill_backend"] = "triton"
     else:
         arguments["kv_cache_memory_bytes"] = int(config.kv_cache_gib * 2**30)
-        if takes_seeds(config):
+        if _prefills_whole(model_path, config):
             arguments["enable_chunked_prefill"] = False
     if not frozen:
         arguments["worker_extension_cls"] = "fd_async.policy.transfer.WorkerExtension"
@@ -161,13 +172,15 @@ def engine_arguments(model_path: str, config: Policy, *, dtype: str, seed: int, 
     return arguments
 
 
-def takes_seeds(config: Policy) -> bool:
-    """Say whether requests may bring a seed: on a CPU they kill vLLM 0.32 when a prompt is prefilled in parts.
+def _prefills_whole(model_path: str, config: Policy) -> bool:
+    """Say whether a CPU engine can be kept from prefilling a prompt in parts, so that requests may bring seeds.
 
-    After a part it takes back the random number that it drew for nothing, which CPU generators cannot do. So prompts
-    are prefilled whole there, unless `policy.max_num_batched_tokens` is less than the longest.
+    After a part vLLM 0.32 takes back the random number that it drew for nothing, which CPU generators cannot do: it
+    dies. Its prefix cache of a recurrent layer asks for parts, and so does a batch shorter than the longest prompt.
     """
-    return bool(config.gpus) or not 0 < config.max_num_batched_tokens < config.max_model_len
+    if 0 < config.max_num_batched_tokens < config.max_model_len:
+        return False
+    return not (config.prefix_caching and has_recurrent_layers(model_path))
 
 
 def _build(arguments: dict[str, Any], environment: dict[str, str], log_file: Path) -> RunningEngine:
@@ -203,7 +216,8 @@ def _build(arguments: dict[str, Any], environment: dict[str, str], log_file: Pat
             llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments), stat_loggers=[recorder(counters)])
         except (RuntimeError, ValueError, OSError, AssertionError, TypeError) as error:
             raise EngineError(f"vLLM did not start: {_cause(error, log_file, log_start)}") from error
-    return RunningEngine(llm, counters, _new_children(before), (log_file, log_start))
+    takes_seeds = not is_cpu or arguments.get("enable_chunked_prefill") is False
+    return RunningEngine(llm, counters, _new_children(before), (log_file, log_start), takes_seeds=takes_seeds)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from fd_async.config.schema import Policy
 from fd_async.errors import AlignmentError, EngineDied, EngineError, PushFailed, PushRefused
 from fd_async.policy.contract import read_contract
 from fd_async.policy.engine import Send
-from fd_async.policy.launch import RunningEngine, running_engine, takes_seeds
+from fd_async.policy.launch import RunningEngine, running_engine
 from fd_async.policy.outputs import completion_of, sampled_so_far
 from fd_async.policy.push import Pusher
 from fd_async.policy.watch import end_of
@@ -142,7 +142,7 @@ class LocalEngine:
             max_tokens=max_tokens,
             temperature=temperature,
             top_p=top_p,
-            seed=seed if takes_seeds(self._config) else None,
+            seed=seed if self._running.takes_seeds else None,
             stop_token_ids=self._stop_token_ids,
             ignore_eos=True,
             logprobs=0,

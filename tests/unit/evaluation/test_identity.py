@@ -1,17 +1,14 @@
-"""What tells evaluations apart: the bytes of a model, and whether its engine takes seeds."""
+"""What tells evaluations apart."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import msgspec
 import pytest
 
-from fd_async.config.schema import Policy
 from fd_async.errors import PreflightError
 from fd_async.evaluation import differences
 from fd_async.policy.contract import digest
-from fd_async.policy.launch import engine_arguments, takes_seeds
 
 
 @pytest.fixture
@@ -52,15 +49,3 @@ def test_differences_name_each_key_with_both_values() -> None:
         "order of s was sha256 1... and is not there",
     ]
     assert differences(before, before) == []
-
-
-def test_a_cpu_engine_prefills_prompts_whole_so_that_requests_may_bring_seeds() -> None:
-    """Where its batch is too short for the longest prompt it does not, and takes no seeds; a GPU always takes them."""
-    short, whole = Policy(max_num_batched_tokens=64, max_model_len=512), Policy()
-    gpu = msgspec.structs.replace(short, gpus=[0])
-    assert [takes_seeds(policy) for policy in (short, whole, gpu)] == [False, True, True]
-    chunked = [
-        engine_arguments("m", policy, dtype="float32", seed=0, frozen=True).get("enable_chunked_prefill")
-        for policy in (short, whole, gpu)
-    ]
-    assert chunked == [None, False, None]

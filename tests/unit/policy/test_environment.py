@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -67,6 +68,29 @@ def test_a_gpu_engine_has_the_model_runner_that_was_tested(monkeypatch: pytest.M
     assert engine_environment("m", Policy(gpus=[0]), Path("/s"))["VLLM_USE_V2_MODEL_RUNNER"] == "0"
     monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
     assert engine_environment("m", Policy(gpus=[0]), Path("/s"))["VLLM_USE_V2_MODEL_RUNNER"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("changes", "model", "chunked"),
+    [
+        ({}, {}, False),
+        ({"max_num_batched_tokens": 64}, {}, None),
+        ({"max_num_batched_tokens": 64, "gpus": [0]}, {}, None),
+        ({}, {"text_config": {"linear_num_value_heads": 4}}, None),
+        ({"prefix_caching": False}, {"linear_num_value_heads": 4}, False),
+        ({}, None, None),
+    ],
+    ids=["attention", "short batch", "gpu", "recurrent", "recurrent without cache", "not here"],
+)
+def test_a_cpu_engine_prefills_prompts_whole_where_it_can(
+    changes: dict[str, Any], model: dict[str, Any] | None, chunked: bool | None, tmp_path: Path
+) -> None:
+    """Then requests may bring seeds; vLLM's prefix cache of recurrent layers forbids it."""
+    if model is not None:
+        (tmp_path / "config.json").write_text(json.dumps(model))
+    policy = Policy(max_model_len=512, **changes)
+    arguments = engine_arguments(str(tmp_path), policy, dtype="float32", seed=0, frozen=True)
+    assert arguments.get("enable_chunked_prefill") is chunked
 
 
 def test_a_frozen_engine_takes_no_weights() -> None:
