@@ -115,7 +115,7 @@ def vllm_modules(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def make_engine(llm: Llm, config: Policy = CONFIG) -> tuple[LocalEngine, Pushing]:
     pushing = Pushing()
-    running: Any = SimpleNamespace(llm=llm, kill=lambda: None)
+    running: Any = SimpleNamespace(llm=llm, takes_seeds=True, kill=lambda: None)
     return LocalEngine(running, config, [], pushing, Path("logs")), pushing  # type: ignore[arg-type]
 
 
