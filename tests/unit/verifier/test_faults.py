@@ -50,6 +50,16 @@ DEADLINE_S = 1.0
 """Of a check whose deadline has to pass."""
 
 
+async def settled_descriptors() -> int:
+    """Count them once the loop has closed those of processes that have ended: when five looks in a row agree."""
+    counts = [open_descriptors()]
+    with anyio.move_on_after(5):
+        while len(counts) < 5 or len(set(counts[-5:])) > 1:
+            await anyio.sleep(0.01)
+            counts.append(open_descriptors())
+    return counts[-1]
+
+
 @pytest.fixture
 async def token() -> AsyncIterator[str]:
     """Yield a word for the processes' command lines; afterwards no process and no descriptor may be left."""
@@ -58,15 +68,14 @@ async def token() -> AsyncIterator[str]:
         filter_path()  # the sandbox keeps one descriptor from its first use on
     async with open_repl(ReplSpec(argv=tuple(program()), env=clean_environment()), ""):
         pass  # the loop's own descriptors exist from here on
-    before, zombies_before = open_descriptors(), zombies()
+    before, zombies_before = await settled_descriptors(), zombies()
     yield word
     with anyio.move_on_after(2):
         while left_behind(word):  # noqa: ASYNC110  they are nobody's children; nothing tells of their end
             await anyio.sleep(0.01)
     left = left_behind(word)
     end(left)
-    assert (left, zombies()) == ([], zombies_before)
-    assert open_descriptors() <= before
+    assert (left, zombies(), await settled_descriptors()) == ([], zombies_before, before)
 
 
 def spec(token: str, *options: str, **changes: Any) -> ReplSpec:

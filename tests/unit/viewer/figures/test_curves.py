@@ -94,7 +94,8 @@ def test_the_table_has_every_figure_of_the_paper_from_2_to_14() -> None:
     """Each once, with something in it."""
     assert [figure.number for figure in FIGURES if figure.number.isdecimal()] == [str(n) for n in range(2, 15)]
     assert len({figure.name for figure in FIGURES}) == len(FIGURES)
-    assert all(1 <= len(figure.panels) + figure.has_scaling <= 10 for figure in FIGURES)
+    most = {"words": 10}
+    assert all(1 <= len(figure.panels) + figure.has_scaling <= most.get(figure.number, 4) for figure in FIGURES)
     assert not ENTROPY.is_evaluated
     assert TEST.is_evaluated
 
