@@ -10,6 +10,7 @@ import hashlib
 import json
 import struct
 from pathlib import Path
+from typing import Any
 
 from msgspec import Struct
 
@@ -113,10 +114,9 @@ def digest(model: str) -> str:
 def has_recurrent_layers(model: str) -> bool:
     """Say whether a model has gated delta layers; True also where its configuration is not here yet."""
     try:
-        config = json.loads((_folder(model) / "config.json").read_text())
+        return "linear_num_value_heads" in _text_config(_folder(model))
     except (OSError, ValueError):
         return True
-    return "linear_num_value_heads" in config.get("text_config", config)
 
 
 def _fetch(model: str) -> Path:
@@ -159,6 +159,10 @@ def _read_header(file: Path) -> dict[str, TensorSpec]:
 
 def _is_tied(folder: Path) -> bool:
     """Tell whether the checkpoint's output matrix is its embedding (`tie_word_embeddings`)."""
+    return bool(_text_config(folder).get("tie_word_embeddings", False))
+
+
+def _text_config(folder: Path) -> dict[str, Any]:
+    """Read the configuration of the text model, with what only the model around it says."""
     config = json.loads((folder / "config.json").read_text())
-    text = config.get("text_config", {})
-    return bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", False)))
+    return config | config.get("text_config", {})

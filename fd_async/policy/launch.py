@@ -120,10 +120,11 @@ async def running_engine(
         logging_file = scratch / "logging.json"
         logging_file.write_text(logging_config(log_file.resolve(), os.getpid()))
         environment = engine_environment(model_path, config, logging_file)
-        arguments = engine_arguments(model_path, config, dtype=dtype, seed=seed, frozen=frozen)
+        look = partial(engine_arguments, model_path, config, dtype=dtype, seed=seed, frozen=frozen)
         try:
             async with _starting:
                 with anyio.fail_after(config.start_timeout_s):
+                    arguments = await anyio.to_thread.run_sync(look, abandon_on_cancel=True)  # may read files
                     engine = await _start(partial(_build, arguments, environment, log_file))
         except TimeoutError as error:
             raise EngineError(
