@@ -165,4 +165,4 @@ def _is_tied(folder: Path) -> bool:
 def _text_config(folder: Path) -> dict[str, Any]:
     """Read the configuration of the text model, with what only the model around it says."""
     config = json.loads((folder / "config.json").read_text())
-    return config | config.get("text_config", {})
+    return config | (config.get("text_config") or {})

@@ -171,3 +171,19 @@ def test_a_model_that_is_not_here_yet_is_not_compared(tmp_path: Path) -> None:
     past = Past({}, {"model.path": "before"})
     assert "model.path" not in found
     refuse_other_contents(config, past, found)
+
+
+async def test_a_start_is_known_by_its_manifest(tmp_path: Path) -> None:
+    """Another checkpoint in the same place is another start, although nobody changed a key."""
+    start = tmp_path / "fd" / "step_000020"
+    start.mkdir(parents=True)
+    (start / "manifest.json").write_text("one")
+    config = make_config(model={"path": model(tmp_path / "a"), "init_from": str(start)})
+    found = recognise(config, TRAIN, Prompts())
+    folder = await begun(tmp_path, config)
+    write_identity(tmp_path, Past(), found)
+    past = read_past(tmp_path, folder)
+    refuse_other_contents(config, past, recognise(config, TRAIN, Prompts()))
+    (start / "manifest.json").write_text("two")
+    with pytest.raises(ConfigError, match=r"model\.init_from = .*: another checkpoint than the one that the run began"):
+        refuse_other_contents(config, past, recognise(config, TRAIN, Prompts()))

@@ -263,3 +263,21 @@ async def test_a_run_and_a_checkpoint_folder_both_stand_for_a_checkpoint(tmp_pat
         resolve_init_from(str(one))
     with pytest.raises(CheckpointError, match=r"model\.init_from = .*neither a run folder"):
         resolve_init_from(str(tmp_path / "nothing"))
+
+
+async def test_a_checkpoint_that_is_pruned_while_it_is_read_is_a_damaged_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process of the run may look for the newest one meanwhile: one line, no surprise."""
+    folder = await write_checkpoint(tmp_path, 4)
+    is_file = Path.is_file
+
+    def prune(path: Path) -> bool:
+        there = is_file(path)
+        if there and path.name != "manifest.json":
+            path.unlink()
+        return there
+
+    monkeypatch.setattr(Path, "is_file", prune)
+    with pytest.raises(CheckpointError, match="is missing or has the wrong size"):
+        read_manifest(folder)

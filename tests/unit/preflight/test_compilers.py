@@ -92,3 +92,14 @@ def test_the_compiler_of_this_machine_is_tried(tmp_path: Path) -> None:
         assert compilers._why_not("gcc", headers) == ""
     assert "Python.h" in compilers._why_not("gcc", tmp_path)
     assert compilers._why_not(os.fspath(tmp_path), tmp_path)
+
+
+def test_a_compiler_that_does_not_come_back_is_given_up(
+    node: Node, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One behind a licence server that is away, for one."""
+    monkeypatch.setattr(compilers, "_TIMEOUT_S", 0.2)
+    node.program("gcc", "while :; do :; done")
+    code, out, _ = check(node, capsys)
+    assert code == 3
+    assert "gcc does not compile: no answer within 0.2 s" in out
