@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from fd_async.config.load import flat
 from fd_async.config.schema import RunConfig
 from fd_async.data.ledger import is_empty
 from fd_async.errors import CheckpointError, ConfigError
@@ -82,12 +83,6 @@ def read_past(run_dir: Path, checkpoint: Path | None) -> Past:
         raise ConfigError(
             f"{paths[1]}: cannot be read ({error}): put back a copy, or delete it if model and data are those of before"
         ) from error
-
-
-def flat(tables: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `table.key` -> value."""
-    found = ((table, keys) for table, keys in tables.items() if isinstance(keys, dict))
-    return {f"{table}.{key}": value for table, keys in found for key, value in keys.items()}
 
 
 def refuse_changed_keys(config: RunConfig, past: Past) -> None:

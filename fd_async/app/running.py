@@ -15,7 +15,7 @@ import anyio.to_thread
 
 from fd_async.app import resuming
 from fd_async.app.opening import load_renderer, open_lasting
-from fd_async.config.load import dump_toml
+from fd_async.config.load import dump_toml, flat
 from fd_async.config.schema import RunConfig
 from fd_async.data.ledger.files import only_writer
 from fd_async.data.sources import Selection, read_selection
@@ -214,6 +214,6 @@ def _keep_config(path: Path, text: str) -> list[str]:
         replace_file(path.with_name("config.before.toml"), old.encode())
     replace_file(path, text.encode())
     with suppress(ValueError):  # a file that was changed by hand, of a run that had not begun
-        before, now = (resuming.flat(tomllib.loads(toml)) for toml in (old, text))
+        before, now = (flat(tomllib.loads(toml)) for toml in (old, text))
         return sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     return []

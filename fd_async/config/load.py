@@ -77,6 +77,12 @@ def load_config(
     return config
 
 
+def flat(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `table.key` -> value."""
+    found = ((table, keys) for table, keys in tables.items() if isinstance(keys, dict))
+    return {f"{table}.{key}": value for table, keys in found for key, value in keys.items()}
+
+
 def dump_toml(config: RunConfig, header: str = "") -> str:
     """Write every key with its value; `load_config` reads it back to an equal RunConfig."""
     comment = "".join(f"# {line}\n" for line in header.splitlines())

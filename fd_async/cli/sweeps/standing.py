@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +12,7 @@ from msgspec import Struct
 from fd_async.cli.shared import has_begun
 from fd_async.cli.sweeps.document import Evaluation
 from fd_async.cli.sweeps.jobs import Job
-from fd_async.config.load import dump_toml
+from fd_async.config.load import dump_toml, flat
 from fd_async.config.places import evaluated, suite_name
 from fd_async.config.schema import RunConfig
 from fd_async.learner.checkpoints import is_start, list_checkpoints
@@ -124,9 +123,9 @@ def _difference(job: Job) -> str:
         before = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         return f"{path} cannot be read ({error}), so nobody knows what the run is; {_ADVICE}"
-    now, before = _below(_flat(tomllib.loads(dump_toml(job.config)))), _below(_flat(before))
+    now, before = _below(flat(tomllib.loads(dump_toml(job.config)))), _below(flat(before))
     # A key that an older version did not know had its default there.
-    usual = _flat(msgspec.to_builtins(RunConfig(model=job.config.model, data=job.config.data)))
+    usual = flat(msgspec.to_builtins(RunConfig(model=job.config.model, data=job.config.data)))
     if before.get(_START) and is_start(str(now[_START]), str(before[_START])):
         now[_START] = before[_START]  # the run has written down which checkpoint of the other it was
     changed = [
@@ -149,15 +148,6 @@ _ADVICE = "name other runs with --prefix, or delete the folder"
 def _shown(value: Any) -> str:
     text = msgspec.json.encode(value, enc_hook=str).decode()
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _flat(tables: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        f"{table}.{key}": value
-        for table, keys in tables.items()
-        if isinstance(keys, dict)
-        for key, value in keys.items()
-    }
 
 
 def _below(keys: dict[str, Any]) -> dict[str, Any]:

@@ -12,13 +12,13 @@ from fd_async.app import running
 from fd_async.app.resuming import (
     FIXED,
     Past,
-    flat,
     read_past,
     recognise,
     refuse_changed_keys,
     refuse_other_contents,
     write_identity,
 )
+from fd_async.config.load import flat
 from fd_async.config.schema import RunConfig
 from fd_async.data.ledger import open_ledger
 from fd_async.errors import ConfigError

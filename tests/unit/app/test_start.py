@@ -9,7 +9,8 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
-from fd_async.app.resuming import Past, flat, keep_start, start_of
+from fd_async.app.resuming import Past, keep_start, start_of
+from fd_async.config.load import flat
 from fd_async.config.schema import RunConfig
 from fd_async.errors import CheckpointError, ConfigError
 from fd_async.learner.checkpoints import LearnerState, checkpoint_id, find_again, is_start
